@@ -1,0 +1,1 @@
+"""fedef: federated learning with normalized error feedback."""

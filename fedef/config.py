@@ -1,0 +1,177 @@
+"""The one configuration: flat, frozen, strict; the same keys on the command line, in TOML files and
+in Flower's ``[tool.flwr.app.config]``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fedef.errors import ConfigError
+
+
+def _unset(value: object) -> object:
+    """Flower cannot carry None: an empty string stands for 'not set'."""
+    return None if value == "" else value
+
+
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_Fraction = Annotated[float, Field(gt=0, le=1)]
+_OptionalCount = Annotated[_Count | None, BeforeValidator(_unset)]
+_OptionalText = Annotated[str | None, BeforeValidator(_unset)]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Config(BaseModel):
+    """Everything that decides the bits of a run. Keys are spelled in kebab-case outside."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=_kebab, allow_inf_nan=False, strict=False
+    )
+
+    method: Literal["ef21", "norm-ef21", "ef21-sgdm", "norm-ef21-sgdm"] = Field(
+        "norm-ef21-sgdm", description="||EF21|| is norm-ef21; -sgdm adds momentum at the clients"
+    )
+    compressor: Literal["identity", "top-k", "rand-k"] = Field(
+        "top-k", description="what a client sends of its correction"
+    )
+    k: _OptionalCount = Field(None, description="entries sent; when set, k-fraction is not used")
+    k_fraction: _Fraction = Field(0.01, description="entries sent over d: k = max(1, floor(h d))")
+    value_format: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="values on the wire; auto: the problem's own type"
+    )
+    init: Literal["zero", "full"] = Field(
+        "zero", description="a client's first message: compressed (zero) or dense (full)"
+    )
+    schedule: Literal["constant", "inv-sqrt", "horizon", "theory"] = Field(
+        "inv-sqrt", description="gamma; gamma/sqrt(k+1); gamma/sqrt(K+1); the theorem's own step"
+    )
+    step_size: _Positive = Field(1.0, description="gamma or gamma_0; not used by schedule=theory")
+    momentum_eta: _Fraction = Field(
+        0.1, description="eta of v <- (1-eta) v + eta grad (the -sgdm methods); 1: no momentum"
+    )
+    local_batch_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="rows per gradient, drawn without replacement; 0: the client's whole data"
+    )
+    weighting: Literal["examples", "uniform"] = Field(
+        "examples", description="weights w_i of the clients in f = sum w_i f_i"
+    )
+    buffers: Literal["average", "local"] = Field(
+        "average", description="batch-norm statistics: averaged densely, or kept by each client"
+    )
+    problem: Literal["polynomial", "logistic", "digits-softmax", "digits-mlp"] = Field(
+        "digits-mlp", description="what is minimized"
+    )
+    l0: _Positive = Field(4.0, description="L0 of the polynomial")
+    l1: _Positive = Field(1.0, description="L1 of the polynomial")
+    data: str = Field(
+        "breast_cancer",
+        description="logistic: breast_cancer, synthetic, a LIBSVM file, or its name in data-dir",
+    )
+    data_dir: _OptionalText = Field(None, description="folder of data files (or FEDEF_DATA)")
+    regularization: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="lambda of the logistic problem's nonconvex regularizer"
+    )
+    instance: _OptionalText = Field(None, description="npz file that holds the problem's numbers")
+    initial_point: _OptionalText = Field(None, description="npz file with the array x0")
+    num_clients: _Count = Field(10, description="n")
+    partitioner: Literal["iid", "dirichlet", "pathological", "contiguous"] = Field(
+        "dirichlet", description="how examples are dealt to clients"
+    )
+    dirichlet_alpha: _Positive = Field(0.1, description="small: each client sees few classes")
+    classes_per_client: _Count = Field(2, description="for the pathological partitioner")
+    min_partition_size: Annotated[int, Field(ge=0)] = Field(
+        1, description="examples that each client has at least (dirichlet)"
+    )
+    participation: _Fraction = Field(1.0, description="share of the clients asked each round")
+    num_rounds: _Count = Field(200, description="K")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random stream")
+    eval_every: Annotated[int, Field(ge=0)] = Field(
+        1, description="rounds between evaluations of the whole model; 0: only at the end"
+    )
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Config:
+        """Configuration from kebab-case keys.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown key (the nearest known one is named) or a value out of range.
+        """
+        known = known_keys()
+        for key in values:
+            if key not in known:
+                near = get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else "see 'fedef keys' for all of them"
+                raise ConfigError(f"unknown key {key!r}; {hint}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(cls, item) for item in error.errors())) from None
+
+    def to_flat(self) -> dict[str, bool | int | float | str]:
+        """The same configuration as plain values under kebab-case keys; '' stands for not set."""
+        return {
+            key: "" if value is None else value
+            for key, value in self.model_dump(by_alias=True).items()
+        }
+
+
+def known_keys() -> list[str]:
+    """All keys in kebab-case, in the order of the class."""
+    return [_kebab(name) for name in Config.model_fields]
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Flat keys of a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or is not TOML.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"config file {str(path)!r}: {error.strerror}; check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """``["k=10", "method=ef21"]`` to flat keys; values are read as TOML, else taken as text.
+
+    Raises
+    ------
+    ConfigError
+        If an item is not ``key=value``.
+    """
+    values: dict[str, Any] = {}
+    for item in assignments:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"expected key=value, got {item!r}; for example num-rounds=50")
+        try:
+            values[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    return values
+
+
+def _explain(model: type[Config], item: Any) -> str:
+    """One line about one invalid value: what, allowed, got."""
+    key = str(item["loc"][0])
+    field = model.model_fields.get(key.replace("-", "_"))
+    what = f" ({field.description})" if field is not None and field.description else ""
+    reason = str(item["msg"])
+    return f"{key}: {reason[:1].lower()}{reason[1:]}, got {item['input']!r}{what}"

@@ -1,0 +1,1 @@
+"""Problems: what is minimized, on whose data."""

@@ -1,0 +1,1 @@
+"""Runs of fedef: engines, benchmarks and the command line."""

@@ -1,1 +1,5 @@
 """fedef: federated learning with normalized error feedback."""
+
+from fedef.guard import ensure_ours
+
+__all__ = ["ensure_ours"]

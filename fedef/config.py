@@ -1,5 +1,7 @@
-"""The one configuration: flat, frozen, strict; the same keys on the command line, in TOML files and
-in Flower's ``[tool.flwr.app.config]``."""
+"""The one configuration: flat, frozen, strict.
+
+The same keys serve the command line, TOML files and Flower's ``[tool.flwr.app.config]``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fedef.errors import ConfigError
+
+OUT_KEY = "out"
+"""The one key of a Flower run config that does not decide any bits: the run's folder."""
 
 
 def _unset(value: object) -> object:
@@ -117,6 +122,17 @@ class Config(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(cls, item) for item in error.errors())) from None
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Config:
+        """Configuration in a Flower app's run config, which also says where the run's folder is.
+
+        Raises
+        ------
+        ConfigError
+            As `from_flat`.
+        """
+        return cls.from_flat({key: v for key, v in run_config.items() if key != OUT_KEY})
 
     def to_flat(self) -> dict[str, bool | int | float | str]:
         """The same configuration as plain values under kebab-case keys; '' stands for not set."""

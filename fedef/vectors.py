@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -99,7 +100,7 @@ class Layout:
 
     def _bounds(self) -> list[tuple[int, int]]:
         ends = np.cumsum((0, *self.sizes)).tolist()
-        return list(zip(ends[:-1], ends[1:], strict=True))
+        return list(pairwise(ends))
 
 
 def norm(vector: Vector) -> float:

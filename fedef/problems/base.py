@@ -75,6 +75,9 @@ class Problem(Protocol):
     def initial_buffers(self) -> Vector:
         """Floating-point buffers at the start, (b,); empty without any."""
 
+    def named_arrays(self, x: Vector, buffers: Vector) -> dict[str, Vector]:
+        """Return the model by its parts' names, floating-point buffers included."""
+
     def local(
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector
     ) -> LocalResult:

@@ -1,0 +1,51 @@
+"""The ClientApp: a message in, a message out; what happens in between is the session's."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.records import content_of, task_from
+from clients.store import load_state, save_state
+from fedef import ensure_ours
+from fedef.config import Config
+from fedef.experiment import Experiment
+from fedef.threads import single_threaded
+
+ensure_ours()
+
+
+def make_app(build: Callable[[Config], Experiment] = Experiment.build) -> ClientApp:
+    """Return a ClientApp for experiments that `build` makes from the run config.
+
+    The app answers two messages: ``query.partition`` (which client am I, with how many examples)
+    and ``train``. A process builds the experiment once for all its clients.
+    """
+    app = ClientApp()
+    cached = lru_cache(maxsize=2)(build)
+
+    def experiment_of(context: Context) -> Experiment:
+        return cached(Config.from_run_config(context.run_config))
+
+    @app.query("partition")
+    def partition(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        examples = experiment_of(context).problem.num_examples[client]
+        facts = ConfigRecord({"client": client, "examples": examples})
+        return Message(RecordDict({"partition": facts}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        with single_threaded():
+            session = experiment_of(context).client(client, state=load_state(context))
+            reply = session.handle(task_from(message.content))
+        answer = Message(content_of(reply), reply_to=message)
+        save_state(context, session.state)
+        return answer
+
+    return app
+
+
+app = make_app()

@@ -1,0 +1,156 @@
+"""The client's side of the protocol: a task in, a reply out, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from fedef.codec import decode_dense, encode, encode_dense, quantized
+from fedef.compressors import Compressor, Identity, NonFiniteVector
+from fedef.errors import ConfigError, StateMismatch
+from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
+from fedef.methods import Method, client_step
+from fedef.problems.base import Problem
+from fedef.randomness import stream, stream_seed
+from fedef.state import ClientState, Pending, next_digest
+from fedef.vectors import IntVector
+
+
+class ClientSession:
+    """One client of one run.
+
+    The state changes only in `handle`, and only as a whole: a new pending update replaces the
+    last one after that was committed (the task acknowledges it) or rolled back (it does not).
+    """
+
+    def __init__(
+        self,
+        client: int,
+        *,
+        run_id: int,
+        seed: int,
+        problem: Problem,
+        method: Method,
+        local_buffers: bool = False,
+        state: ClientState | None = None,
+    ) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._seed = seed
+        self._problem = problem
+        self._method = method
+        self._local_buffers = local_buffers
+        self._num_buffers = problem.initial_buffers().size
+        self.state = state or initial_client_state(problem, local_buffers=local_buffers)
+        if self.state.g.shape != (problem.dimension,):
+            raise ConfigError(
+                f"client {client}: the stored state has d={self.state.g.size}, the problem "
+                f"d={problem.dimension}; it belongs to another run"
+            )
+
+    def handle(self, task: Task) -> Reply:
+        """Answer a task.
+
+        The same task again gives the same reply; a task older than the last one changes nothing.
+
+        Raises
+        ------
+        StateMismatch
+            If the task is for another run or client.
+        CorruptPayload
+            If the model cannot be decoded.
+        """
+        if (task.run_id, task.client) != (self._run_id, self._client):
+            raise StateMismatch(
+                f"client {self._client} of run {self._run_id} got a task for client "
+                f"{task.client} of run {task.run_id}; give each run its own clients"
+            )
+        if task.round < self.state.round:
+            return self._reply(task, STALE_TASK)
+        try:
+            state = self._base(task)
+        except StateMismatch:
+            return self._reply(task, STATE_MISMATCH)
+        return self._step(task, state)
+
+    def _base(self, task: Task) -> ClientState:
+        """Return the state that this task starts from; a repeated task starts where it did."""
+        repeated = task.round == self.state.round
+        state = replace(self.state, pending=None) if repeated else self.state
+        return replace(state.settled(task.acked, task.digest), round=task.round)
+
+    def _step(self, task: Task, state: ClientState) -> Reply:
+        """Gradient, client step, encoding; the result becomes the pending update."""
+        method, problem = self._method, self._problem
+        rows = self._rows(task.round)
+        result = problem.local(
+            self._client,
+            decode_dense(task.model, problem.dimension),
+            rows=rows,
+            buffers=decode_dense(task.buffers, self._num_buffers)
+            if task.buffers
+            else state.buffers,
+        )
+        try:
+            if not np.isfinite(result.loss):
+                raise NonFiniteVector("the loss is NaN or infinite")
+            update, v = client_step(
+                result.gradient,
+                state.g,
+                state.v,
+                eta=method.eta,
+                compress=partial(self._compressor(state).compress, seed=self._draw(task.round)),
+            )
+        except NonFiniteVector:
+            self.state = state
+            return self._reply(task, NON_FINITE)
+        update = quantized(update, method.value_format)
+        payload = encode(update, method.value_format, round=task.round)
+        own = result.buffers if self._local_buffers else state.buffers
+        digest = next_digest(state.digest, payload)
+        self.state = replace(state, pending=Pending(task.round, update, v, own, digest))
+        examples = problem.num_examples[self._client] if rows is None else rows.size
+        return replace(
+            self._reply(task, UPDATE),
+            loss=float(result.loss),
+            examples=int(examples),
+            update=payload,
+            buffers=encode_dense(result.buffers, round=task.round) if task.buffers else b"",
+        )
+
+    def _compressor(self, state: ClientState) -> Compressor:
+        first = self._method.dense_start and state.version == 0
+        return Identity(self._problem.dimension) if first else self._method.compressor
+
+    def _draw(self, round: int) -> int:
+        return stream_seed(self._seed, "compressor", self._client, round)
+
+    def _rows(self, round: int) -> IntVector | None:
+        """Minibatch without replacement; None: all rows."""
+        size, available = self._method.local_batch_size, self._problem.num_examples[self._client]
+        if size == 0 or size >= available:
+            return None
+        draws = stream(self._seed, "minibatch", self._client, round)
+        return draws.choice(available, size=size, replace=False)
+
+    def _reply(self, task: Task, status: str) -> Reply:
+        return Reply(
+            run_id=self._run_id,
+            client=self._client,
+            round=task.round,
+            status=status,
+            version=self.state.version,
+            digest=self.state.digest,
+        )
+
+
+def initial_client_state(problem: Problem, *, local_buffers: bool) -> ClientState:
+    """g_i = 0, no momentum; the problem's own buffers where they stay local."""
+    empty = np.empty(0, dtype=problem.dtype)
+    return ClientState(
+        g=np.zeros(problem.dimension, dtype=problem.dtype),
+        v=None,
+        buffers=problem.initial_buffers() if local_buffers else empty,
+    )

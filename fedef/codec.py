@@ -1,0 +1,178 @@
+"""The one codec: an update or a model as canonical, checksummed bytes.
+
+Layout, little-endian: magic ``FDF`` and version 1 (4 bytes), kind, value format, two zero bytes,
+d, number of entries, round (4 bytes each); the body; CRC32 of all before it (4 bytes).
+
+====== ========================== ==================================================
+kind   body                       meaning
+====== ========================== ==================================================
+dense  values                     every entry
+sparse values, Golomb-coded gaps  entries that differ from zero (top-k)
+seeded seed (8 bytes), values     positions drawn from the seed, none sent (rand-k)
+====== ========================== ==================================================
+
+Decoding runs no code, allocates only what the receiver's own bounds allow, and refuses every byte
+string that encoding would not produce: ``encode(decode(data)) == data`` for all accepted data.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from zlib import crc32
+
+import numpy as np
+
+from fedef.compressors.rand_k import drawn_indices
+from fedef.errors import CorruptPayload
+from fedef.golomb import decode_indices, encode_indices, max_index_bytes
+from fedef.updates import Update
+from fedef.value_formats import BY_CODE, FORMATS, ValueFormat
+from fedef.vectors import Vector, is_finite
+
+_MAGIC = b"FDF\x01"
+_HEADER = struct.Struct("<4sBBHIII")
+_SEED = struct.Struct("<Q")
+_CHECKSUM = struct.Struct("<I")
+DENSE, SPARSE, SEEDED = 0, 1, 2
+_KIND_NAMES = {DENSE: "dense", SPARSE: "sparse", SEEDED: "seeded"}
+FRAME_BYTES = _HEADER.size + _CHECKSUM.size
+MAX_DIMENSION = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A payload's content."""
+
+    update: Update
+    round: int
+    value_format: ValueFormat
+
+    @property
+    def kind(self) -> str:
+        """One of dense, sparse and seeded."""
+        return _KIND_NAMES[_kind(self.update)]
+
+
+def quantized(update: Update, value_format: ValueFormat) -> Update:
+    """Return the update that the receiver of ``encode(update, value_format)`` will decode.
+
+    Both ends add this one, so a lossy format cannot make them drift. Values that round to zero
+    leave a sparse update, since its encoding holds no zeros.
+    """
+    dtype = update.values.dtype
+    if value_format.value_bytes < dtype.itemsize:
+        sent = value_format.to_bytes(update.values)
+        values = value_format.from_buffer(memoryview(sent)).astype(dtype)
+        update = replace(update, values=values)
+    if update.indices is not None and update.seed is None and not update.values.all():
+        kept = np.flatnonzero(update.values)
+        update = replace(update, values=update.values[kept], indices=update.indices[kept])
+    return update
+
+
+def encode(update: Update, value_format: ValueFormat, *, round: int = 0) -> bytes:
+    """Bytes of an update that is already `quantized` to the format."""
+    kind = _kind(update)
+    header = _HEADER.pack(
+        _MAGIC, kind, value_format.code, 0, update.dimension, update.values.size, round
+    )
+    seed, tail = b"", b""
+    if update.seed is not None:
+        seed = _SEED.pack(update.seed)
+    elif update.indices is not None:
+        tail = encode_indices(update.indices, update.dimension)
+    framed = b"".join((header, seed, value_format.to_bytes(update.values), tail))
+    return framed + _CHECKSUM.pack(crc32(framed))
+
+
+def decode(data: bytes, *, dimension: int, max_entries: int | None = None) -> Decoded:
+    """Inverse of `encode` for untrusted bytes.
+
+    Parameters
+    ----------
+    data
+        What was received.
+    dimension
+        d, as the receiver knows it; any other is refused.
+    max_entries
+        The most entries that are accepted; None: d.
+
+    Raises
+    ------
+    CorruptPayload
+        If the bytes are not canonical, not finite, or beyond the bounds. Nothing larger than the
+        bounds is allocated.
+    """
+    bound = dimension if max_entries is None else max_entries
+    if len(data) < FRAME_BYTES:
+        raise CorruptPayload(f"payload: {len(data)} bytes, a frame has at least {FRAME_BYTES}")
+    magic, kind, code, reserved, declared, count, round = _HEADER.unpack_from(data)
+    if magic != _MAGIC or reserved:
+        raise CorruptPayload(f"payload: starts with {data[:8].hex()}, not with fedef's version 1")
+    if kind not in _KIND_NAMES or code not in BY_CODE:
+        raise CorruptPayload(f"payload: unknown kind {kind} or value format {code}")
+    if declared != dimension:
+        raise CorruptPayload(f"payload: d={declared}, expected d={dimension}")
+    if count > bound or (kind == DENSE and count != dimension):
+        raise CorruptPayload(f"payload: {count} entries, at most {bound} of d={dimension} fit")
+    value_format = BY_CODE[code]
+    view = memoryview(data)
+    start = _HEADER.size + (_SEED.size if kind == SEEDED else 0)
+    stop = start + count * value_format.value_bytes
+    end = len(data) - _CHECKSUM.size
+    slack = max_index_bytes(dimension, count) if kind == SPARSE else 0
+    if not stop <= end <= stop + slack:
+        raise CorruptPayload(f"payload: {len(data)} bytes do not hold {count} entries")
+    if crc32(view[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
+        raise CorruptPayload("payload: the checksum does not match; it was changed on the way")
+    values = value_format.from_buffer(view[start:stop])
+    if not is_finite(values):
+        raise CorruptPayload("payload: values that are NaN or infinite")
+    update = Update(dimension, values)
+    if kind == SPARSE:
+        if not values.all():
+            raise CorruptPayload("payload: a sparse update holds no zeros")
+        update = replace(update, indices=decode_indices(view[stop:end], count, dimension))
+    elif kind == SEEDED:
+        seed = _SEED.unpack_from(data, _HEADER.size)[0]
+        update = replace(update, indices=drawn_indices(seed, count, dimension), seed=seed)
+    return Decoded(update, round, value_format)
+
+
+def encode_dense(vector: Vector, *, round: int) -> bytes:
+    """Bytes of a whole float32 or float64 vector, unrounded."""
+    return encode(Update(vector.size, vector), FORMATS[vector.dtype.name], round=round)
+
+
+@lru_cache(maxsize=4)
+def decode_dense(data: bytes, dimension: int) -> Vector:
+    """Read-only vector of `encode_dense`.
+
+    The last results are kept: the clients of one process share the round's model.
+
+    Raises
+    ------
+    CorruptPayload
+        If the bytes are not a dense payload of this dimension.
+    """
+    decoded = decode(data, dimension=dimension)
+    if decoded.update.indices is not None:
+        raise CorruptPayload(f"payload: expected a dense one, got a {decoded.kind} one")
+    values = decoded.update.values
+    values.flags.writeable = False
+    return values
+
+
+def index_bytes(update: Update) -> int:
+    """How many bytes of the encoded update tell positions."""
+    if update.indices is None or update.seed is not None:
+        return 0
+    return len(encode_indices(update.indices, update.dimension))
+
+
+def _kind(update: Update) -> int:
+    if update.seed is not None:
+        return SEEDED
+    return DENSE if update.indices is None else SPARSE

@@ -1,0 +1,72 @@
+"""Files that are whole or not there: written aside, flushed, renamed, checked when read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedef.errors import ConfigError
+from fedef.state import Arrays
+
+_MAGIC = b"FDFSTATE"
+_DIGEST_BYTES = 16
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: temporary file beside it, fsync, rename, fsync of the folder."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays with a checksum over all of them."""
+    body = save(dict(arrays))
+    write_atomically(path, _MAGIC + _digest(body) + body)
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Inverse of `write_arrays`. Runs no code of the file's.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, cut off or changed; the message names it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"state file {str(path)!r}: {error.strerror}; check the path") from None
+    start = len(_MAGIC) + _DIGEST_BYTES
+    head, body = data[:start], data[start:]
+    if head != _MAGIC + _digest(body):
+        raise ConfigError(
+            f"state file {str(path)!r} is corrupt: its checksum does not match; "
+            "restore it from a backup or start the run again"
+        )
+    try:
+        return load(body)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(f"state file {str(path)!r} is not fedef's: {error}") from None
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=_DIGEST_BYTES).digest()

@@ -1,0 +1,93 @@
+"""The two messages of the protocol. Their field names live here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from fedef.errors import CorruptPayload
+from fedef.state import NO_DIGEST
+
+Field = int | float | str | bytes
+UPDATE, NON_FINITE, STATE_MISMATCH, STALE_TASK = (
+    "update",
+    "non-finite",
+    "state-mismatch",
+    "stale-task",
+)
+STATUSES = (UPDATE, NON_FINITE, STATE_MISMATCH, STALE_TASK)
+PAYLOADS = frozenset({"model", "update", "buffers"})
+"""Fields that are encoded vectors and may be large."""
+_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bytes": bytes}
+
+
+class _Message:
+    """Plain fields out and in, so that an engine only has to carry names and values."""
+
+    def to_fields(self) -> dict[str, Field]:
+        """Return the message as plain values by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # each subclass is a dataclass
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_fields` for untrusted values.
+
+        Raises
+        ------
+        CorruptPayload
+            If a field is missing or of another type.
+        """
+        chosen: dict[str, Any] = {}
+        for field in fields(cls):  # type: ignore[arg-type]  # each subclass is a dataclass
+            value = values.get(field.name)
+            if type(value) is not _TYPES[str(field.type)]:
+                raise CorruptPayload(
+                    f"message: field {field.name!r} must be of type {field.type}, "
+                    f"got {type(value).__name__}"
+                )
+            chosen[field.name] = value
+        return cls(**chosen)
+
+
+@dataclass(frozen=True)
+class Task(_Message):
+    """What the server asks of one client in one round."""
+
+    run_id: int
+    """63 bits that tell this run from any other."""
+    client: int
+    """0 to n - 1."""
+    round: int
+    """From 1."""
+    acked: int
+    """Round of the client's last update that the server has applied; 0: none."""
+    digest: bytes
+    """Hash chain over the payloads of the client that the server has applied."""
+    model: bytes
+    """x^k, encoded; the same object for all clients of a round."""
+    buffers: bytes
+    """Averaged buffers, encoded; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class Reply(_Message):
+    """What a client answers."""
+
+    run_id: int
+    client: int
+    round: int
+    status: str
+    """`update`, or why there is none: `non-finite`, `state-mismatch`, `stale-task`."""
+    loss: float = 0.0
+    """f_i(x^k), or its minibatch estimate."""
+    examples: int = 0
+    """Examples behind the gradient."""
+    version: int = 0
+    """Round of the last update that the client has committed."""
+    digest: bytes = NO_DIGEST
+    """Hash chain over the payloads that the client has committed."""
+    update: bytes = b""
+    """c_i, encoded."""
+    buffers: bytes = b""
+    """The client's buffers after the pass, encoded; empty where there are none."""

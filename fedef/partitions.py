@@ -1,0 +1,198 @@
+"""Which client holds which examples: flwr-datasets' partitioners on an in-memory index."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from fedef.config import Config
+from fedef.errors import ConfigError
+from fedef.randomness import stream, stream_seed
+from fedef.vectors import IntVector
+
+_WAY_OUT = {
+    "dirichlet": "use a larger dirichlet-alpha, fewer clients or a smaller min-partition-size",
+    "pathological": "some class has fewer examples than clients that need it: use fewer clients "
+    "or fewer classes-per-client",
+}
+
+
+def partition(
+    labels: IntVector,
+    *,
+    num_clients: int,
+    partitioner: str,
+    seed: int,
+    dirichlet_alpha: float = 0.1,
+    classes_per_client: int = 2,
+    min_partition_size: int = 1,
+) -> tuple[IntVector, ...]:
+    """Deal the examples 0..N-1 to the clients; each example goes to exactly one.
+
+    A pure function of its arguments. `iid`: near-equal shards of a permutation. `contiguous`:
+    near-equal shards in the given order. `dirichlet`: each class is split by proportions drawn from
+    Dir(dirichlet_alpha). `pathological`: `classes_per_client` classes each; the first class of
+    client i is i modulo the number of classes and the others are drawn, but with fewer clients than
+    classes client i holds the classes i, i+1, ..., because drawn ones would leave some class to
+    nobody.
+
+    Parameters
+    ----------
+    labels
+        (N,) int64: the class of each example.
+    num_clients
+        n.
+    partitioner
+        iid, contiguous, dirichlet or pathological.
+    seed
+        The run's seed.
+    dirichlet_alpha
+        Of `dirichlet`: small means few classes per client.
+    classes_per_client
+        Of `pathological`.
+    min_partition_size
+        Examples that each client has at least; 0 allows empty clients.
+
+    Returns
+    -------
+    tuple of (m_i,) int64
+        The examples of each client, ascending.
+
+    Raises
+    ------
+    ConfigError
+        If the settings cannot be met.
+    """
+    _require_enough(len(labels), num_clients, min_partition_size)
+    if partitioner == "pathological":
+        _require_all_classes_dealt(len(np.unique(labels)), num_clients, classes_per_client)
+
+    # Imported here: it takes two seconds, and only runs that deal data need it.
+    import datasets
+
+    datasets.disable_progress_bars()
+    order = np.arange(len(labels))
+    if partitioner == "iid":
+        order = stream(seed, "partition").permutation(len(labels))
+    dealer = _dealer(
+        partitioner,
+        num_clients=num_clients,
+        num_examples=len(labels),
+        num_classes=len(np.unique(labels)),
+        seed=stream_seed(seed, "partition") & 0x7FFFFFFF,
+        dirichlet_alpha=dirichlet_alpha,
+        classes_per_client=classes_per_client,
+        min_partition_size=min_partition_size,
+    )
+    dealer.dataset = datasets.Dataset.from_dict({"idx": order, "label": labels[order]})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a retry of the Dirichlet draw; its failure is raised
+            shards = [dealer.load_partition(client) for client in range(num_clients)]
+    except ValueError as error:
+        raise ConfigError(
+            f"partition: partitioner={partitioner} found no way to deal {len(labels)} examples "
+            f"to num-clients={num_clients} with dirichlet-alpha={dirichlet_alpha}, "
+            f"classes-per-client={classes_per_client}, min-partition-size={min_partition_size}; "
+            f"{_WAY_OUT[partitioner]}"
+        ) from error
+    parts = tuple(
+        np.sort(np.asarray(shard.with_format("numpy")["idx"][:], dtype=np.int64))
+        for shard in shards
+    )
+    smallest = min(len(part) for part in parts)
+    if smallest < min_partition_size:
+        raise ConfigError(
+            f"partition: partitioner={partitioner}, num-clients={num_clients} leaves a client with "
+            f"{smallest} examples, min-partition-size is {min_partition_size}; "
+            "use fewer clients or lower it"
+        )
+    return parts
+
+
+def partition_for(config: Config, labels: IntVector) -> tuple[IntVector, ...]:
+    """`partition` with the settings of `config`."""
+    return partition(
+        labels,
+        num_clients=config.num_clients,
+        partitioner=config.partitioner,
+        seed=config.seed,
+        dirichlet_alpha=config.dirichlet_alpha,
+        classes_per_client=config.classes_per_client,
+        min_partition_size=config.min_partition_size,
+    )
+
+
+def _dealer(
+    partitioner: str,
+    *,
+    num_clients: int,
+    num_examples: int,
+    num_classes: int,
+    seed: int,
+    dirichlet_alpha: float,
+    classes_per_client: int,
+    min_partition_size: int,
+) -> Any:
+    from flwr_datasets.partitioner import (
+        DirichletPartitioner,
+        IidPartitioner,
+        PathologicalPartitioner,
+        SizePartitioner,
+    )
+
+    rows = {
+        "iid": lambda: IidPartitioner(num_clients),
+        "contiguous": lambda: SizePartitioner(_near_equal(num_examples, num_clients)),
+        "dirichlet": lambda: DirichletPartitioner(
+            num_clients,
+            "label",
+            alpha=dirichlet_alpha,
+            min_partition_size=min_partition_size,
+            seed=seed,
+        ),
+        "pathological": lambda: PathologicalPartitioner(
+            num_clients,
+            "label",
+            classes_per_client,
+            class_assignment_mode=(
+                "first-deterministic" if num_clients >= num_classes else "deterministic"
+            ),
+            seed=seed,
+        ),
+    }
+    if partitioner not in rows:
+        raise ConfigError(f"partition: unknown partitioner {partitioner!r}; one of {list(rows)}")
+    return rows[partitioner]()
+
+
+def _near_equal(num_examples: int, num_clients: int) -> list[int]:
+    base, extra = divmod(num_examples, num_clients)
+    return [base + (client < extra) for client in range(num_clients)]
+
+
+def _require_enough(num_examples: int, num_clients: int, min_partition_size: int) -> None:
+    needed = num_clients * max(1, min_partition_size)
+    if needed > num_examples:
+        raise ConfigError(
+            f"partition: num-clients={num_clients} with min-partition-size={min_partition_size} "
+            f"needs {needed} examples, the data has {num_examples}; use at most "
+            f"{num_examples // max(1, min_partition_size)} clients or a smaller min-partition-size"
+        )
+
+
+def _require_all_classes_dealt(num_classes: int, num_clients: int, classes_per_client: int) -> None:
+    if classes_per_client > num_classes:
+        raise ConfigError(
+            f"partition: classes-per-client={classes_per_client} is more than the {num_classes} "
+            f"classes of the data; use at most {num_classes}"
+        )
+    if num_clients + classes_per_client - 1 < num_classes:
+        raise ConfigError(
+            f"partition: {num_clients} clients with classes-per-client={classes_per_client} leave "
+            f"some of the {num_classes} classes to nobody; use at least "
+            f"{num_classes - num_clients + 1} classes per client or "
+            f"{num_classes - classes_per_client + 1} clients"
+        )

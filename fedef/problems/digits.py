@@ -1,0 +1,46 @@
+"""scikit-learn's digits: softmax regression and a small network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedef.config import Config
+from fedef.datasets import digits
+from fedef.errors import ConfigError
+from fedef.partitions import partition_for
+from fedef.problems.files import read_initial_point
+from fedef.problems.torch_problem import TorchProblem
+
+MODULES = {
+    "digits-softmax": lambda: nn.Linear(64, 10),
+    "digits-mlp": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
+}
+"""digits-softmax: d = 650. digits-mlp: one hidden layer of 64, d = 4810."""
+
+
+def build(config: Config) -> TorchProblem:
+    """Mean cross-entropy on the client's digits; one fifth of the set is the test.
+
+    Raises
+    ------
+    ConfigError
+        If an instance file is given, or the digits cannot be dealt to num-clients clients.
+    """
+    if config.instance is not None:
+        raise ConfigError(
+            f"instance: {config.problem} takes none, got {config.instance!r}; "
+            "use problem=polynomial or problem=logistic"
+        )
+    data = digits(config.seed)
+    images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+    parts = [torch.from_numpy(part) for part in partition_for(config, data.train_labels)]
+    return TorchProblem(
+        config.problem,
+        module=MODULES[config.problem],
+        loss=nn.functional.cross_entropy,
+        clients=[(images[part], labels[part]) for part in parts],
+        test=(torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)),
+        seed=config.seed,
+        x0=None if config.initial_point is None else read_initial_point(config.initial_point),
+    )

@@ -1,0 +1,35 @@
+"""From a configuration to its problem: one row per name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedef.config import Config
+from fedef.problems import logistic, polynomial
+from fedef.problems.base import Problem
+
+
+def build_problem(config: Config) -> Problem:
+    """The problem that `config` describes; the same bits for the same configuration.
+
+    Raises
+    ------
+    ConfigError
+        If a file is missing or unusable, or the data cannot be dealt to num-clients clients.
+    """
+    return _BUILDERS[config.problem](config)
+
+
+def _digits(config: Config) -> Problem:
+    # Imported here: torch takes a second, and the analytic problems do without it.
+    from fedef.problems import digits
+
+    return digits.build(config)
+
+
+_BUILDERS: dict[str, Callable[[Config], Problem]] = {
+    "polynomial": polynomial.build,
+    "logistic": logistic.build,
+    "digits-softmax": _digits,
+    "digits-mlp": _digits,
+}

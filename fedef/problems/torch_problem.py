@@ -1,0 +1,276 @@
+"""Any torch module and loss as a problem in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedef.errors import ConfigError
+from fedef.problems.base import Evaluation, LocalResult, Smoothness
+from fedef.problems.files import starting_point
+from fedef.randomness import stream_seed
+from fedef.vectors import IntVector, Layout, Vector, norm
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Examples = tuple[Tensor, Tensor]
+
+
+class TorchProblem:
+    """f_i(x) = loss(module(inputs_i; x), targets_i) over the module's trainable parameters.
+
+    x holds the parameters with ``requires_grad`` in the order of ``named_parameters``; frozen ones
+    stay as they were made. Floating-point buffers (batch-norm statistics) are the `buffers` of the
+    protocol. Other buffers never travel: each call starts from their first values, so that a call
+    depends on its arguments alone.
+
+    Every call runs on one thread, on memory that torch allocated, whose alignment is always the
+    same: both change the bits of a sum. The module is working memory, so calls from several
+    threads at once need a problem each.
+
+    Parameters
+    ----------
+    name
+        The problem's name.
+    module
+        Makes the module; called once, under a generator of torch seeded from `seed`.
+    loss
+        Mean loss of (outputs, targets), a scalar.
+    clients
+        (inputs, targets) of each client, equally long; a client may have none.
+    test
+        Held-out (inputs, classes); the accuracy is that of the largest output.
+    seed
+        The run's seed.
+    x0
+        (d,): another initial point.
+
+    Raises
+    ------
+    ConfigError
+        If the module has no trainable parameter or draws random numbers, a client's inputs and
+        targets differ in length, no client has examples, or `x0` has the wrong shape.
+    """
+
+    smoothness: Smoothness | None = None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        module: Callable[[], nn.Module],
+        loss: Loss,
+        clients: Sequence[Examples],
+        test: Examples | None = None,
+        seed: int,
+        x0: Vector | None = None,
+    ) -> None:
+        self.name = name
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "initial-point") & 0x7FFFFFFFFFFFFFFF)
+            self._module = module().float()
+        self._loss = loss
+        self._clients = [(_own(inputs), _own(targets)) for inputs, targets in clients]
+        self._test = None if test is None else (_own(test[0]), _own(test[1]))
+        named = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
+        self._parameters = list(named.values())
+        self._layout = Layout.of({n: p.detach().numpy() for n, p in named.items()})
+        self._buffers = _Buffers(self._module)
+        self._loaded: Vector | None = None
+        self._check_sizes()
+        self._x0 = starting_point(
+            x0, self._layout.flatten({n: p.detach().numpy() for n, p in named.items()}, np.float32)
+        )
+        self._buffers0 = self._buffers.flat()
+        self._refuse_randomness()
+
+    @property
+    def dimension(self) -> int:
+        """d: number of trainable parameters."""
+        return self._layout.dimension
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def num_examples(self) -> tuple[int, ...]:
+        """Examples of each client."""
+        return tuple(len(targets) for _, targets in self._clients)
+
+    def initial_point(self) -> Vector:
+        """x^0, (d,)."""
+        return self._x0.copy()
+
+    def initial_buffers(self) -> Vector:
+        """The module's own, (b,)."""
+        return self._buffers0.copy()
+
+    def named_arrays(self, x: Vector, buffers: Vector) -> dict[str, Vector]:
+        """Return the model by its parts' names."""
+        return {**self._layout.unflatten(x), **self._buffers.named(buffers)}
+
+    def local(
+        self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector
+    ) -> LocalResult:
+        """One forward and backward pass in training mode; see `Problem.local`.
+
+        An `x` that is read-only is loaded once, however many calls in a row share it.
+        """
+        inputs, targets = self._clients[client]
+        if rows is not None:
+            chosen = torch.tensor(rows)
+            inputs, targets = inputs[chosen], targets[chosen]
+        if len(targets) == 0:
+            return LocalResult(0.0, np.zeros(self.dimension, dtype=np.float32), buffers.copy())
+        with _one_thread():
+            self._load(x, buffers, training=True)
+            loss, gradient = self._differentiate(inputs, targets)
+            return LocalResult(loss, gradient, self._buffers.flat())
+
+    def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
+        """f, its exact gradient's norm and the test accuracy, in evaluation mode."""
+        loss, gradient = 0.0, np.zeros(self.dimension)
+        with _one_thread():
+            self._load(x, buffers, training=False)
+            for weight, (inputs, targets) in zip(weights, self._clients, strict=True):
+                if len(targets):
+                    f_i, gradient_i = self._differentiate(inputs, targets)
+                    loss += float(weight) * f_i
+                    gradient += weight * gradient_i.astype(np.float64)
+            return Evaluation(loss, norm(gradient), self._test_accuracy())
+
+    def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[float, Vector]:
+        loss = self._loss(self._module(inputs), targets)
+        gradients = torch.autograd.grad(
+            loss, self._parameters, allow_unused=True, materialize_grads=True
+        )
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        return loss.item(), flat.numpy()
+
+    def _test_accuracy(self) -> float | None:
+        if self._test is None:
+            return None
+        inputs, targets = self._test
+        with torch.no_grad():
+            return float((self._module(inputs).argmax(dim=-1) == targets).double().mean())
+
+    def _load(self, x: Vector, buffers: Vector, *, training: bool) -> None:
+        if self._module.training != training:
+            self._module.train(training)
+        self._buffers.load(buffers)
+        if x is self._loaded and not x.flags.writeable:
+            return
+        # Forgotten first: a load that fails halfway must not be taken for the old one.
+        self._loaded = None
+        arrays = self._layout.unflatten(x)
+        for parameter, array in zip(self._parameters, arrays.values(), strict=True):
+            np.copyto(parameter.detach().numpy(), array, casting="same_kind")
+        self._loaded = x if _is_constant(x) else None
+
+    def _check_sizes(self) -> None:
+        if self.dimension == 0:
+            raise ConfigError(
+                f"{self.name}: the module has no trainable parameter; "
+                "set requires_grad on what is to be trained"
+            )
+        for client, (inputs, targets) in enumerate(self._clients):
+            if len(inputs) != len(targets):
+                raise ConfigError(
+                    f"{self.name}: client {client} has {len(inputs)} inputs and {len(targets)} "
+                    "targets; each input needs one target"
+                )
+        if not any(self.num_examples):
+            raise ConfigError(f"{self.name}: no client has examples; give data to at least one")
+
+    def _refuse_randomness(self) -> None:
+        """Run one training pass and see whether it moves torch's generator."""
+        client = int(np.argmax(self.num_examples))
+        with torch.random.fork_rng(devices=[]):
+            before = torch.get_rng_state()
+            self.local(client, self._x0, buffers=self._buffers0)
+            if not torch.equal(before, torch.get_rng_state()):
+                raise ConfigError(
+                    f"{self.name}: the module draws random numbers while it trains (dropout?), but "
+                    "the same configuration must give the same bits on every engine; "
+                    "remove the layer or set its p=0"
+                )
+
+
+class _Buffers:
+    """A module's buffers: floating-point ones as one flat vector, the others reset at each load."""
+
+    def __init__(self, module: nn.Module) -> None:
+        owners = dict(module.named_modules())
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        tensors: dict[int, Tensor] = {}
+        names: dict[int, str] = {}
+        for path, tensor in module.named_buffers(remove_duplicate=False):
+            owner, _, attribute = path.rpartition(".")
+            places.setdefault(id(tensor), []).append((owners[owner], attribute))
+            tensors[id(tensor)] = tensor
+            names.setdefault(id(tensor), path)
+        travels = {key: tensor.is_floating_point() for key, tensor in tensors.items()}
+        self._floating = [places[key] for key in tensors if travels[key]]
+        self._shapes = [tensors[key].shape for key in tensors if travels[key]]
+        self._sizes = [shape.numel() for shape in self._shapes]
+        self._names = [names[key] for key in tensors if travels[key]]
+        self._fixed = [(places[key], tensors[key].clone()) for key in tensors if not travels[key]]
+
+    def load(self, flat: Vector) -> None:
+        """Install fresh tensors, so that neither in-place updates nor new ones reach `flat`."""
+        if flat.shape != (sum(self._sizes),):
+            raise ConfigError(
+                f"buffers must have shape ({sum(self._sizes)},), got {flat.shape}; "
+                "start from initial_buffers()"
+            )
+        if self._floating:
+            fresh = torch.split(torch.tensor(flat, dtype=torch.float32), self._sizes)
+            for places, part, shape in zip(self._floating, fresh, self._shapes, strict=True):
+                _install(places, part.view(shape))
+        for places, first in self._fixed:
+            _install(places, first.clone())
+
+    def named(self, flat: Vector) -> dict[str, Vector]:
+        """Views into `flat` by the buffers' names."""
+        shapes = tuple(tuple(shape) for shape in self._shapes)
+        return Layout(tuple(self._names), shapes).unflatten(flat)
+
+    def flat(self) -> Vector:
+        """(b,) float32, a copy."""
+        if not self._floating:
+            return np.empty(0, dtype=np.float32)
+        current = [getattr(*places[0]).detach().reshape(-1) for places in self._floating]
+        return np.asarray(torch.cat(current).numpy())
+
+
+def _install(places: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
+    for owner, attribute in places:
+        setattr(owner, attribute, tensor)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A contiguous copy in torch's memory; floating-point values in float32."""
+    kept = tensor.detach().to(torch.float32) if tensor.is_floating_point() else tensor
+    return kept.clone(memory_format=torch.contiguous_format)
+
+
+def _is_constant(x: Vector) -> bool:
+    """Whether nobody can change `x`: it is read-only and no view of a writable array."""
+    base = x.base
+    return not x.flags.writeable and not (isinstance(base, np.ndarray) and base.flags.writeable)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Set even where it reads 1: that is OpenMP's number, and MKL keeps its own until it is told.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

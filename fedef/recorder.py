@@ -1,0 +1,128 @@
+"""From a round's report to its line in rounds.jsonl, and from a run to its summary.
+
+A line describes the model *after* its round: ``loss``, ``grad-norm`` and ``test-accuracy`` are
+null in rounds that are not evaluated (key ``eval-every``). ``train-loss`` is what the
+participants reported of the model they got. All byte counts are of this round alone.
+"""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+
+from fedef.experiment import Experiment
+from fedef.problems.base import Evaluation
+from fedef.run_folder import RunFolder
+from fedef.server_session import RoundReport, ServerSession
+from fedef.vectors import Vector
+
+Line = dict[str, Any]
+_SUMMED = ("uplink-bytes", "downlink-bytes", "envelope-bytes", "bound-bytes", "refused", "seconds")
+
+
+class Recorder:
+    """Writes a run's folder as its rounds end."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, *, engine: str) -> None:
+        self._experiment = experiment
+        self._folder = folder
+        self._engine = engine
+        self._evaluated: tuple[int, Evaluation] | None = None
+        self._round_began = time.perf_counter()
+        weights = np.array(experiment.weights, dtype=np.float64)
+        self._weights = weights / np.add.reduce(weights)
+
+    def round_began(self) -> None:
+        """Start the round's clock."""
+        self._round_began = time.perf_counter()
+
+    def round_ended(
+        self, report: RoundReport, server: ServerSession, *, envelope_bytes: int = 0
+    ) -> Line:
+        """Append the round's line and return it.
+
+        `envelope_bytes`: what the transport added around the payloads, both directions.
+        """
+        every, seconds = self._experiment.config.eval_every, time.perf_counter() - self._round_began
+        evaluation = Evaluation(nan, None, None)
+        if every and report.round % every == 0:
+            evaluation = self._evaluate(server)
+        line = {
+            "round": report.round,
+            "loss": _number(evaluation.loss),
+            "grad-norm": _number(evaluation.gradient_norm),
+            "test-accuracy": _number(evaluation.test_accuracy),
+            "train-loss": _number(report.train_loss),
+            "estimate-norm": _number(report.estimate_norm),
+            "step-size": report.step_size,
+            "participants": len(report.accepted),
+            "missing": list(report.missing),
+            "refused": sum(report.refusals.values()),
+            "refusals": report.refusals,
+            "uplink-bytes": report.uplink_bytes,
+            "downlink-bytes": report.downlink_bytes,
+            "envelope-bytes": envelope_bytes,
+            "bound-bytes": report.bound_bytes,
+            "seconds": round(seconds, 6),
+        }
+        self._folder.append_round(line)
+        return line
+
+    def finish(self, server: ServerSession, *, status: str) -> Line:
+        """Write the summary and the model and return the summary.
+
+        `status`: completed, interrupted or diverged.
+        """
+        evaluation = self._evaluate(server)
+        if not isfinite(evaluation.loss) and status == "completed":
+            status = "diverged"
+        config = self._experiment.config
+        lines = list(self._folder.rounds())
+        totals = {name: sum(line[name] for line in lines) for name in _SUMMED}
+        summary = {
+            "status": status,
+            "method": config.method,
+            "problem": config.problem,
+            "engine": self._engine,
+            "seed": config.seed,
+            "rounds": server.round,
+            "final-loss": _number(evaluation.loss),
+            "final-grad-norm": _number(evaluation.gradient_norm),
+            "test-accuracy": _number(evaluation.test_accuracy),
+            **totals,
+            "seconds": round(totals["seconds"], 3),
+            "dense-uplink-bytes": sum(line["participants"] for line in lines)
+            * server.x.size
+            * server.x.itemsize,
+            "refusals": server.state.refusals,
+            "dimension": server.x.size,
+            "model-sha256": model_sha256(server.x),
+        }
+        self._folder.write_model(self._experiment.problem.named_arrays(server.x, server.buffers))
+        self._folder.write_summary(summary)
+        return summary
+
+    def _evaluate(self, server: ServerSession) -> Evaluation:
+        if self._evaluated is None or self._evaluated[0] != server.round:
+            buffers = server.buffers
+            if self._experiment.config.buffers == "local":
+                buffers = self._experiment.problem.initial_buffers()
+            evaluation = self._experiment.problem.evaluate(
+                server.x, weights=self._weights, buffers=buffers
+            )
+            self._evaluated = (server.round, evaluation)
+        return self._evaluated[1]
+
+
+def model_sha256(x: Vector) -> str:
+    """SHA-256 of the little-endian bytes of the model vector."""
+    return sha256(x.astype(x.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN: what is not finite is null."""
+    return float(value) if value is not None and isfinite(value) else None

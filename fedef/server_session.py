@@ -1,0 +1,328 @@
+"""The server's side of the protocol: tasks out, replies in, one step a round, no I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedef.codec import Decoded, decode, decode_dense, encode_dense
+from fedef.compressors import Identity
+from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
+from fedef.messages import NON_FINITE, STATE_MISMATCH, UPDATE, Reply, Task
+from fedef.methods import Method, server_step
+from fedef.participation import participants
+from fedef.problems.base import Problem
+from fedef.randomness import stream_seed
+from fedef.state import NO_DIGEST, ClientRecord, ServerState, next_digest
+from fedef.updates import Update
+from fedef.vectors import Vector, is_finite, norm
+
+
+class Diverged(FedefError, ArithmeticError):  # noqa: N818 - names a condition
+    """The next model would not be finite; the last finite one is kept."""
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in one round."""
+
+    round: int
+    """From 1."""
+    step_size: float
+    """gamma_k, k = round - 1."""
+    estimate_norm: float
+    """||g^k||_2, the norm of the mean estimate that the step followed."""
+    asked: tuple[int, ...]
+    """Clients that got a task."""
+    accepted: tuple[int, ...]
+    """Clients whose update was applied."""
+    refusals: dict[str, int]
+    """Replies that were refused, by reason."""
+    train_loss: float | None
+    """Weighted mean of the accepted clients' losses at the model they got; None without any."""
+    uplink_bytes: int
+    """Bytes of all encoded updates and buffers that arrived, refused ones too."""
+    downlink_bytes: int
+    """Bytes of all encoded models and buffers that were sent out."""
+    bound_bytes: int
+    """The papers' uplink figure: values only, positions free."""
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Clients that were asked and from which nothing was applied."""
+        return tuple(sorted(set(self.asked) - set(self.accepted)))
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    update: Update
+    buffers: Vector
+    loss: float
+    digest: bytes
+
+
+class ServerSession:
+    """Holds g = sum w_i g_i / sum w_i over all clients, the absent ones included (EF21-PP)."""
+
+    def __init__(
+        self,
+        *,
+        run_id: int,
+        seed: int,
+        problem: Problem,
+        method: Method,
+        weights: Sequence[float],
+        participation: float = 1.0,
+        local_buffers: bool = False,
+        state: ServerState | None = None,
+    ) -> None:
+        self._run_id = run_id
+        self._seed = seed
+        self._method = method
+        self._participation = participation
+        self._weights = _checked_weights(weights)
+        self._total_weight = float(np.add.reduce(np.array(self._weights, dtype=np.float64)))
+        self._state = state or initial_server_state(problem, local_buffers=local_buffers)
+        self._records = dict(self._state.records)
+        self._refusals = Counter(self._state.refusals or {})
+        self._tasks: dict[int, Task] = {}
+        self._accepted: dict[int, _Accepted] = {}
+        self._round_refusals: Counter[str] = Counter()
+        self._uplink_bytes = 0
+        self._open = False
+
+    @property
+    def state(self) -> ServerState:
+        """The state after the last round that was ended."""
+        return replace(self._state, records=dict(self._records), refusals=dict(self._refusals))
+
+    @property
+    def x(self) -> Vector:
+        """(d,) the model; do not write into it."""
+        return self._state.x
+
+    @property
+    def buffers(self) -> Vector:
+        """(b,) averaged buffers; do not write into them."""
+        return self._state.buffers
+
+    @property
+    def round(self) -> int:
+        """Rounds done."""
+        return self._state.round
+
+    @property
+    def g(self) -> Vector:
+        """(d,) float64: the weighted mean of all clients' g_i."""
+        return self._state.total / self._total_weight
+
+    def begin_round(self, clients: Sequence[int] | None = None) -> tuple[Task, ...]:
+        """Tasks of the next round, in client order.
+
+        Parameters
+        ----------
+        clients
+            Who takes part; None: sampled from (seed, round).
+
+        Raises
+        ------
+        FedefError
+            If the last round was not ended.
+        """
+        if self._open:
+            raise FedefError("the last round is still open; call end_round first")
+        round = self._state.round + 1
+        if clients is None:
+            clients = participants(self._seed, round, len(self._weights), self._participation)
+        model = encode_dense(self.x, round=round)
+        buffers = encode_dense(self.buffers, round=round) if self.buffers.size else b""
+        self._tasks = {
+            client: self._task(client, round, model, buffers) for client in sorted(set(clients))
+        }
+        self._open = True
+        return tuple(self._tasks.values())
+
+    def receive(self, reply: Reply) -> str | None:
+        """Take one reply; return why it is refused, or None.
+
+        A refused reply changes nothing, so its client rolls back at its next task.
+
+        Raises
+        ------
+        StateMismatch
+            If the client does not hold the state that the server's mean contains.
+        """
+        self._uplink_bytes += len(reply.update) + len(reply.buffers)
+        reason = self._judge(reply)
+        if reason is not None:
+            self.refuse(reason)
+        return reason
+
+    def refuse(self, reason: str) -> None:
+        """Count a message that the transport could not turn into a reply."""
+        self._round_refusals[reason] += 1
+
+    def end_round(self) -> RoundReport:
+        """Apply what arrived, in client order, step, and open the way for the next round.
+
+        Raises
+        ------
+        Diverged
+            If the new model is not finite. The round is not applied.
+        """
+        if not self._open:
+            raise FedefError("no round is open; call begin_round first")
+        total = self._state.total.copy()
+        accepted = sorted(self._accepted.items())
+        for client, reply in accepted:
+            reply.update.add_scaled_to(total, self._weights[client])
+        g = total / self._total_weight
+        step_size = self._method.schedule(self._state.round)
+        x = server_step(self.x, g, step_size=step_size, direction=self._method.direction)
+        if not is_finite(x):
+            raise Diverged(
+                f"round {self._state.round + 1}: the model is no longer finite; "
+                "try a smaller step-size or a normalized method (method=norm-ef21)"
+            )
+        report = self._report(step_size, norm(g))
+        for client, reply in accepted:
+            self._records[client] = ClientRecord(report.round, reply.digest)
+        self._refusals.update(self._round_refusals)
+        self._state = replace(
+            self._state,
+            round=report.round,
+            x=x,
+            buffers=self._averaged_buffers(),
+            total=total,
+            uplink_bytes=self._state.uplink_bytes + report.uplink_bytes,
+            downlink_bytes=self._state.downlink_bytes + report.downlink_bytes,
+        )
+        self._tasks, self._accepted, self._round_refusals = {}, {}, Counter()
+        self._uplink_bytes, self._open = 0, False
+        return report
+
+    def _task(self, client: int, round: int, model: bytes, buffers: bytes) -> Task:
+        record = self._record(client)
+        return Task(self._run_id, client, round, record.version, record.digest, model, buffers)
+
+    def _record(self, client: int) -> ClientRecord:
+        return self._records.get(client, ClientRecord(0, NO_DIGEST))
+
+    def _judge(self, reply: Reply) -> str | None:
+        """Return the reason for a refusal, or keep the reply for the end of the round."""
+        task = self._tasks.get(reply.client)
+        if reply.run_id != self._run_id or not 0 <= reply.client < len(self._weights):
+            return "alien"
+        if reply.round != self._state.round + 1 or not self._open:
+            return "stale"
+        if task is None:
+            return "alien"
+        if reply.client in self._accepted:
+            return "duplicate"
+        if reply.status == STATE_MISMATCH:
+            raise StateMismatch(
+                f"client {reply.client} holds the state of round {reply.version} "
+                f"({reply.digest.hex()}), the server's mean contains its state of round "
+                f"{task.acked} ({task.digest.hex()}): the client lost its state, or the server "
+                "was restored from an older checkpoint. Restore both sides from the same "
+                "checkpoint, or start the run again"
+            )
+        if reply.status == NON_FINITE:
+            return "non-finite"
+        if reply.status != UPDATE:
+            return "stale"
+        try:
+            self._accepted[reply.client] = self._decoded(reply, task)
+        except CorruptPayload:
+            return "malformed"
+        return None
+
+    def _decoded(self, reply: Reply, task: Task) -> _Accepted:
+        compressor = self._method.compressor
+        if self._method.dense_start and task.acked == 0:
+            compressor = Identity(compressor.dimension)
+        decoded = decode(
+            reply.update, dimension=compressor.dimension, max_entries=compressor.max_entries
+        )
+        self._check_form(decoded, compressor.kind, reply)
+        if not np.isfinite(reply.loss):
+            raise CorruptPayload("the loss is not finite")
+        buffers = np.empty(0, dtype=self.x.dtype)
+        if self.buffers.size:
+            buffers = decode_dense(reply.buffers, self.buffers.size)
+        elif reply.buffers:
+            raise CorruptPayload("buffers where none are expected")
+        return _Accepted(
+            decoded.update, buffers, reply.loss, next_digest(task.digest, reply.update)
+        )
+
+    def _check_form(self, decoded: Decoded, expected: str, reply: Reply) -> None:
+        """Refuse a payload that this run's honest clients would not send."""
+        if decoded.kind != expected or decoded.value_format != self._method.value_format:
+            raise CorruptPayload(f"a {decoded.kind} payload where a {expected} one is expected")
+        if decoded.round != reply.round:
+            raise CorruptPayload("the payload is of another round than the reply")
+        drawn = stream_seed(self._seed, "compressor", reply.client, reply.round)
+        if expected == "seeded" and decoded.update.seed != drawn:
+            raise CorruptPayload("the positions are not those that the shared seed draws")
+
+    def _report(self, step_size: float, estimate_norm: float) -> RoundReport:
+        accepted = sorted(self._accepted)
+        weights = [self._weights[client] for client in accepted]
+        loss = None
+        if sum(weights) > 0:
+            losses = [self._accepted[client].loss for client in accepted]
+            loss = sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
+        value_bytes = self._method.value_format.value_bytes
+        return RoundReport(
+            round=self._state.round + 1,
+            step_size=step_size,
+            estimate_norm=estimate_norm,
+            asked=tuple(self._tasks),
+            accepted=tuple(accepted),
+            refusals=dict(sorted(self._round_refusals.items())),
+            train_loss=loss,
+            uplink_bytes=self._uplink_bytes,
+            downlink_bytes=sum(len(t.model) + len(t.buffers) for t in self._tasks.values()),
+            bound_bytes=sum(
+                self._accepted[client].update.values.size * value_bytes for client in accepted
+            ),
+        )
+
+    def _averaged_buffers(self) -> Vector:
+        """Weighted mean of the accepted clients' buffers; unchanged where nobody has weight."""
+        weight = sum(self._weights[client] for client in self._accepted)
+        if not self.buffers.size or weight == 0:
+            return self.buffers
+        mean = np.zeros(self.buffers.size, dtype=np.float64)
+        for client, reply in sorted(self._accepted.items()):
+            mean += (self._weights[client] / weight) * reply.buffers
+        return mean.astype(self.buffers.dtype)
+
+
+def initial_server_state(problem: Problem, *, local_buffers: bool) -> ServerState:
+    """x^0, g = 0, nobody seen."""
+    empty = np.empty(0, dtype=problem.dtype)
+    return ServerState(
+        round=0,
+        x=problem.initial_point(),
+        buffers=empty if local_buffers else problem.initial_buffers(),
+        total=np.zeros(problem.dimension, dtype=np.float64),
+        records={},
+    )
+
+
+def client_weights(weighting: str, num_examples: Sequence[int]) -> tuple[float, ...]:
+    """Weights w_i of the clients, not normalized: their examples, or one each."""
+    return tuple(float(n) if weighting == "examples" else 1.0 for n in num_examples)
+
+
+def _checked_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    if not weights or not all(np.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
+        raise ConfigError(
+            f"weights must be finite, not negative and not all zero, got {list(weights)[:8]}"
+        )
+    return tuple(float(weight) for weight in weights)

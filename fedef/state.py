@@ -1,0 +1,246 @@
+"""What a client and the server remember, as immutable values, and their form as named arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedef.errors import ConfigError, StateMismatch
+from fedef.updates import Update
+from fedef.vectors import Vector
+
+NO_DIGEST = bytes(8)
+Arrays = dict[str, NDArray[Any]]
+
+
+def next_digest(digest: bytes, payload: bytes) -> bytes:
+    """Hash chain over the committed payloads: 8 bytes of BLAKE2b(digest || payload), O(k)."""
+    return blake2b(digest + payload, digest_size=8).digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """What a client sent last and folds into its state once the server has acknowledged it."""
+
+    round: int
+    """The round of the task that it answered."""
+    update: Update
+    """The decoded update, exactly as the server adds it."""
+    v: Vector | None
+    buffers: Vector
+    digest: bytes
+    """The chain's value after this update."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClientState:
+    """Everything that a client remembers."""
+
+    g: Vector
+    """(d,) of the problem's dtype: the server's estimate of this client's gradient."""
+    v: Vector | None
+    """(d,) momentum; None before the first committed update, or without momentum."""
+    buffers: Vector
+    """(b,) the client's own buffers with buffers=local, else empty."""
+    version: int = 0
+    """Round of the last update that the server acknowledged; 0: none."""
+    digest: bytes = NO_DIGEST
+    """Hash chain over the acknowledged payloads."""
+    round: int = 0
+    """Round of the last task that was handled."""
+    pending: Pending | None = None
+
+    def settled(self, acked: int, digest: bytes) -> ClientState:
+        """Commit the pending update if the server has applied it, else roll it back, as one.
+
+        Raises
+        ------
+        StateMismatch
+            If neither the state nor the state with its pending update is what the server holds.
+        """
+        if self.pending is not None and (acked, digest) == (
+            self.pending.round,
+            self.pending.digest,
+        ):
+            return replace(
+                self,
+                g=self.pending.update.added_to(self.g),
+                v=self.pending.v,
+                buffers=self.pending.buffers,
+                version=acked,
+                digest=digest,
+                pending=None,
+            )
+        if (acked, digest) == (self.version, self.digest):
+            return replace(self, pending=None)
+        raise StateMismatch(
+            f"the server has applied this client's updates up to round {acked}, "
+            f"the client's own state is of round {self.version}"
+        )
+
+    def to_arrays(self) -> Arrays:
+        """Named arrays that `from_arrays` turns back into this state, bit for bit."""
+        arrays: Arrays = {"g": self.g, "buffers": self.buffers}
+        facts: dict[str, Any] = {
+            "version": self.version,
+            "digest": self.digest.hex(),
+            "round": self.round,
+        }
+        if self.v is not None:
+            arrays["v"] = self.v
+        if self.pending is not None:
+            update = self.pending.update
+            facts["pending"] = {
+                "round": self.pending.round,
+                "digest": self.pending.digest.hex(),
+                "dimension": update.dimension,
+                "seed": update.seed,
+            }
+            arrays["pending.values"] = update.values
+            arrays["pending.buffers"] = self.pending.buffers
+            if update.indices is not None:
+                arrays["pending.indices"] = update.indices
+            if self.pending.v is not None:
+                arrays["pending.v"] = self.pending.v
+        return {**arrays, "facts": _json_array(facts)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> ClientState:
+        """Inverse of `to_arrays`.
+
+        Raises
+        ------
+        ConfigError
+            If an array is missing or inconsistent.
+        """
+        try:
+            facts = _from_json_array(arrays["facts"])
+            pending = None
+            if "pending" in facts:
+                of = facts["pending"]
+                pending = Pending(
+                    round=int(of["round"]),
+                    update=Update(
+                        int(of["dimension"]),
+                        arrays["pending.values"],
+                        arrays.get("pending.indices"),
+                        of["seed"],
+                    ),
+                    v=arrays.get("pending.v"),
+                    buffers=arrays["pending.buffers"],
+                    digest=bytes.fromhex(of["digest"]),
+                )
+            return cls(
+                g=arrays["g"],
+                v=arrays.get("v"),
+                buffers=arrays["buffers"],
+                version=int(facts["version"]),
+                digest=bytes.fromhex(facts["digest"]),
+                round=int(facts["round"]),
+                pending=pending,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"client state: {error!r} is missing or malformed; it was not written by fedef, "
+                "or by another version: start the run again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """What the server knows of one client."""
+
+    version: int
+    """Round of the last update that was applied; 0: none."""
+    digest: bytes
+    """Hash chain over the applied payloads."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """Everything that the server remembers between rounds."""
+
+    round: int
+    """Rounds done."""
+    x: Vector
+    """(d,) the model, in the problem's dtype."""
+    buffers: Vector
+    """(b,) averaged buffers; empty without any, or where they stay local."""
+    total: Vector
+    """(d,) float64: sum_i w_i g_i over all clients, weights not normalized."""
+    records: Mapping[int, ClientRecord]
+    """By client; a client without a record has g_i = 0."""
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    refusals: Mapping[str, int] | None = None
+    """Refused replies so far, by reason."""
+
+    def to_arrays(self) -> Arrays:
+        """Named arrays that `from_arrays` turns back into this state, bit for bit."""
+        clients = sorted(self.records)
+        facts = {
+            "round": self.round,
+            "uplink_bytes": self.uplink_bytes,
+            "downlink_bytes": self.downlink_bytes,
+            "refusals": dict(self.refusals or {}),
+            "digests": [self.records[client].digest.hex() for client in clients],
+        }
+        return {
+            "x": self.x,
+            "buffers": self.buffers,
+            "total": self.total,
+            "clients": np.array(clients, dtype=np.int64),
+            "versions": np.array([self.records[c].version for c in clients], dtype=np.int64),
+            "facts": _json_array(facts),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> ServerState:
+        """Inverse of `to_arrays`.
+
+        Raises
+        ------
+        ConfigError
+            If an array is missing or inconsistent.
+        """
+        try:
+            facts = _from_json_array(arrays["facts"])
+            rows = zip(
+                arrays["clients"].tolist(),
+                arrays["versions"].tolist(),
+                facts["digests"],
+                strict=True,
+            )
+            return cls(
+                round=int(facts["round"]),
+                x=arrays["x"],
+                buffers=arrays["buffers"],
+                total=arrays["total"],
+                records={
+                    client: ClientRecord(version, bytes.fromhex(digest))
+                    for client, version, digest in rows
+                },
+                uplink_bytes=int(facts["uplink_bytes"]),
+                downlink_bytes=int(facts["downlink_bytes"]),
+                refusals={str(k): int(v) for k, v in facts["refusals"].items()},
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"server state: {error!r} is missing or malformed; it was not written by fedef, "
+                "or by another version: start the run again"
+            ) from None
+
+
+def _json_array(facts: Mapping[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(facts, sort_keys=True).encode(), dtype=np.uint8)
+
+
+def _from_json_array(array: NDArray[Any]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(array.astype(np.uint8).tobytes())
+    return loaded

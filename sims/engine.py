@@ -1,0 +1,60 @@
+"""The inline engine: the sessions of a run in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fedef.client_session import ClientSession
+from fedef.experiment import Experiment
+from fedef.messages import Reply
+from fedef.server_session import RoundReport, ServerSession
+from fedef.state import ClientState, ServerState
+
+Network = Callable[[list[Reply]], Sequence[Reply]]
+
+
+def reliable(replies: list[Reply]) -> list[Reply]:
+    """Deliver every reply once, in order."""
+    return replies
+
+
+class InlineEngine:
+    """Carries tasks and replies by function calls; clients are made when they are first asked."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        server_state: ServerState | None = None,
+        client_states: dict[int, ClientState] | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.server: ServerSession = experiment.server(state=server_state)
+        self.clients: dict[int, ClientSession] = {
+            client: experiment.client(client, state=state)
+            for client, state in (client_states or {}).items()
+        }
+
+    def round(
+        self, clients: Sequence[int] | None = None, *, network: Network = reliable
+    ) -> RoundReport:
+        """One round.
+
+        Parameters
+        ----------
+        clients
+            Who takes part; None: sampled.
+        network
+            What becomes of the replies on their way; for tests that lose, repeat or delay them.
+        """
+        replies = [
+            self._client(task.client).handle(task) for task in self.server.begin_round(clients)
+        ]
+        for reply in network(replies):
+            self.server.receive(reply)
+        return self.server.end_round()
+
+    def _client(self, client: int) -> ClientSession:
+        if client not in self.clients:
+            self.clients[client] = self.experiment.client(client)
+        return self.clients[client]

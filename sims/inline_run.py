@@ -1,0 +1,134 @@
+"""A whole run on the inline engine, with its folder: start, resume, interrupt."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
+
+from fedef.config import Config
+from fedef.errors import ConfigError
+from fedef.experiment import Experiment
+from fedef.recorder import Line, Recorder
+from fedef.run_folder import RunFolder
+from fedef.server_session import Diverged
+from fedef.threads import single_threaded
+from sims.checkpoint import load_checkpoint, save_checkpoint
+from sims.engine import InlineEngine
+
+OnRound = Callable[[Line], None]
+
+
+def _ignore(line: Line) -> None:
+    pass
+
+
+def run_inline(
+    config: Config, out: Path, *, on_round: OnRound = _ignore, checkpoint_every: int = 50
+) -> Line:
+    """Run a configuration in this process and return its summary.
+
+    Parameters
+    ----------
+    config
+        What to run.
+    out
+        The run's folder; must not hold a run yet.
+    on_round
+        Called with each line of rounds.jsonl.
+    checkpoint_every
+        Rounds between checkpoints; there is always one at the end. 0: only there.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration or the folder cannot be used.
+    """
+    with single_threaded():
+        experiment = Experiment.build(config)
+        folder = RunFolder.create(out, config, engine="inline")
+        engine = InlineEngine(experiment)
+        return _run(engine, folder, on_round=on_round, checkpoint_every=checkpoint_every)
+
+
+def resume_inline(
+    out: Path,
+    *,
+    num_rounds: int | None = None,
+    on_round: OnRound = _ignore,
+    checkpoint_every: int = 50,
+) -> Line:
+    """Go on with a run from its last checkpoint, in the same folder; the same bits as unbroken.
+
+    `num_rounds`: go on up to another number of rounds than configured.
+
+    Raises
+    ------
+    ConfigError
+        If the folder or its checkpoint is missing, corrupt or of another configuration, or the
+        schedule depends on the number of rounds and that was changed.
+    """
+    folder, config = RunFolder.open(out)
+    with single_threaded():
+        if num_rounds is not None and num_rounds != config.num_rounds:
+            config = _longer(config, num_rounds)
+        experiment = Experiment.build(config)
+        engine = load_checkpoint(folder.checkpoint_path, experiment)
+        folder.truncate_rounds(engine.server.round)
+        folder.write_config(config)
+        return _run(engine, folder, on_round=on_round, checkpoint_every=checkpoint_every)
+
+
+def _longer(config: Config, num_rounds: int) -> Config:
+    if config.schedule in ("horizon", "theory"):
+        raise ConfigError(
+            f"num-rounds: schedule={config.schedule} fixes its steps for {config.num_rounds} "
+            f"rounds, got {num_rounds}; resume without num-rounds, or start a new run"
+        )
+    return Config.from_flat({**config.to_flat(), "num-rounds": num_rounds})
+
+
+def _run(
+    engine: InlineEngine, folder: RunFolder, *, on_round: OnRound, checkpoint_every: int
+) -> Line:
+    recorder = Recorder(engine.experiment, folder, engine="inline")
+    status = "completed"
+    with _interruptible() as interrupted:
+        while engine.server.round < engine.experiment.config.num_rounds:
+            if interrupted():
+                status = "interrupted"
+                break
+            recorder.round_began()
+            try:
+                report = engine.round()
+            except Diverged:
+                status = "diverged"
+                break
+            on_round(recorder.round_ended(report, engine.server))
+            if checkpoint_every and report.round % checkpoint_every == 0:
+                save_checkpoint(folder.checkpoint_path, engine)
+        save_checkpoint(folder.checkpoint_path, engine)
+        return recorder.finish(engine.server, status=status)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, so that a round is whole; the second one raises."""
+    asked: list[int] = []
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signum)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)

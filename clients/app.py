@@ -15,18 +15,26 @@ from fedef.threads import single_threaded
 
 ensure_ours()
 
+Build = Callable[[Config], Experiment]
 
-def make_app(build: Callable[[Config], Experiment] = Experiment.build) -> ClientApp:
+
+@lru_cache(maxsize=2)
+def built(build: Build, config: Config) -> Experiment:
+    """Return the experiment, built once in a process for all the clients that it plays."""
+    return build(config)
+
+
+def make_app(build: Build = Experiment.build) -> ClientApp:
     """Return a ClientApp for experiments that `build` makes from the run config.
 
     The app answers two messages: ``query.partition`` (which client am I, with how many examples)
-    and ``train``. A process builds the experiment once for all its clients.
+    and ``train``. Flower's simulation pickles the app with each message, so `build` must be a
+    function of a module, found by its name; a nested one would be built anew each time.
     """
     app = ClientApp()
-    cached = lru_cache(maxsize=2)(build)
 
     def experiment_of(context: Context) -> Experiment:
-        return cached(Config.from_run_config(context.run_config))
+        return built(build, Config.from_run_config(context.run_config))
 
     @app.query("partition")
     def partition(message: Message, context: Context) -> Message:

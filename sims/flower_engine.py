@@ -16,8 +16,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -152,7 +150,7 @@ class _Run:
         with self._superlink_log.open("wb") as output:
             superlink = self._popen(["flower-superlink", *options.split()], output.fileno())
         patience = time.monotonic() + STARTUP_SECONDS
-        while not _answers(f"http://127.0.0.1:{port}/health"):
+        while not _answers(port):
             if superlink.poll() is not None or time.monotonic() > patience:
                 self._fail("Flower's SuperLink did not start")
             self._tick()
@@ -242,11 +240,13 @@ def _environment(home: Path) -> dict[str, str]:
     """The caller's environment, with this run's home, this interpreter's programs and code."""
     environment = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)  # Ray would join that cluster instead of its own
-    for variable, folder in (
-        ("PATH", sysconfig.get_path("scripts")),
-        ("PYTHONPATH", str(Path(__file__).resolve().parents[1])),
+    for variable, first, separator in (
+        ("PATH", sysconfig.get_path("scripts"), os.pathsep),
+        ("PYTHONPATH", str(Path(__file__).resolve().parents[1]), os.pathsep),
+        ("NO_PROXY", "127.0.0.1", ","),
+        ("no_proxy", "127.0.0.1", ","),
     ):
-        environment[variable] = os.pathsep.join(filter(None, [folder, os.environ.get(variable)]))
+        environment[variable] = separator.join(filter(None, [first, os.environ.get(variable)]))
     for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM"):
         environment[f"{library}_NUM_THREADS"] = "1"
     return environment | {
@@ -267,12 +267,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1.0):  # noqa: S310 - http on the loopback
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _written_at(path: Path | None) -> int | None:

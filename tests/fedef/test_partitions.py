@@ -101,6 +101,12 @@ def test_pathological_clients_hold_the_number_of_classes_asked_for(num_clients, 
     assert {len(classes_of(part)) for part in parts} == {classes_per_client}
 
 
+def test_pathological_deals_every_class_even_to_fewer_clients_than_classes():
+    for seed in range(5):
+        parts = deal("pathological", num_clients=9, classes_per_client=2, seed=seed)
+        assert sum(map(len, parts)) == 600
+
+
 def test_dirichlet_may_leave_clients_empty_only_when_allowed():
     assert min(map(len, deal("dirichlet", num_clients=40, dirichlet_alpha=0.01))) == 0
     parts = deal("dirichlet", num_clients=10, dirichlet_alpha=0.5, min_partition_size=5)

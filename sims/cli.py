@@ -1,0 +1,238 @@
+"""The command line: ``fedef run``, ``fedef keys``, ``fedef bench``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedef import ensure_ours
+from fedef.config import Config, parse_assignments, read_toml
+from fedef.errors import ConfigError, FedefError
+from fedef.recorder import Line
+
+app = typer.Typer(
+    help="Federated learning with normalized error feedback: clients send top-k corrections, "
+    "the server takes normalized steps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+EXIT_ERROR, EXIT_DIVERGED, EXIT_INTERRUPTED = 1, 3, 130
+
+
+@app.command()
+def run(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings, e.g. method=norm-ef21 k-fraction=0.01"
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; KEY=VALUE go before it.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="inline: in this process; flower: flwr run on Flower's Ray backend.")
+    ] = "inline",
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder. Default: a new one in runs/.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder (inline); num-rounds= may be raised."),
+    ] = None,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="Rounds between checkpoints (inline); 0: only at the end.")
+    ] = 50,
+) -> None:
+    r"""Run one configuration and leave a folder with its metrics, summary and model.
+
+    \b
+    fedef run problem=digits-mlp method=norm-ef21 num-rounds=50
+    fedef run problem=polynomial num-clients=1 method=norm-ef21 compressor=top-k k=1 schedule=theory
+    fedef run --config my.toml seed=3 --engine flower --out runs/mine
+    fedef run --resume runs/mine num-rounds=100
+
+    'fedef keys' lists all settings. Ctrl-C ends the run after the round and keeps the folder valid.
+    """
+    given = parse_assignments(settings or [])
+    if engine not in ("inline", "flower"):
+        raise ConfigError(f"engine: must be inline or flower, got {engine!r}")
+    if resume is not None:
+        summary, folder = _resume(resume, given, engine, config, out, checkpoint_every), resume
+    else:
+        values = {**(read_toml(config) if config else {}), **given}
+        summary, folder = _start(Config.from_flat(values), engine, out, checkpoint_every)
+    _show(summary, folder)
+    if summary["status"] == "diverged":
+        raise typer.Exit(EXIT_DIVERGED)
+    if summary["status"] == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def keys() -> None:
+    """List all settings with their defaults and meanings."""
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    defaults = Config().to_flat()
+    for name, field in Config.model_fields.items():
+        key = name.replace("_", "-")
+        table.add_row(f"[bold]{key}[/bold]", str(defaults[key]), field.description)
+    _out.print(table)
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each contender.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")] = 5,
+) -> None:
+    """Measure the engine and the codec against bare loops, side by side, and print ratios."""
+    from sims.bench import run_benchmarks
+
+    table = Table("what", "ours", "beside", "ratio", "asked")
+    for row in run_benchmarks(rounds=rounds, repeats=repeats):
+        table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:g}")
+    _out.print(table)
+
+
+def _start(
+    config: Config, engine: str, out: Path | None, checkpoint_every: int
+) -> tuple[Line, Path]:
+    folder = out or _new_folder(config)
+    with _Bar(config.num_rounds) as bar:
+        if engine == "flower":
+            from sims.flower_run import run_flower
+
+            return run_flower(config, folder, on_round=bar.advance), folder
+        from sims.inline_run import run_inline
+
+        summary = run_inline(
+            config, folder, on_round=bar.advance, checkpoint_every=checkpoint_every
+        )
+        return summary, folder
+
+
+def _resume(
+    folder: Path,
+    given: dict[str, Any],
+    engine: str,
+    config: Path | None,
+    out: Path | None,
+    checkpoint_every: int,
+) -> Line:
+    from fedef.run_folder import RunFolder
+    from sims.inline_run import resume_inline
+
+    if set(given) - {"num-rounds"} or config or out:
+        raise ConfigError(
+            "resume: a resumed run keeps its configuration and folder; only num-rounds= may be given"
+        )
+    if engine != "inline":
+        raise ConfigError(f"resume: works with --engine inline, got {engine!r}")
+    before = RunFolder.open(folder)[1]
+    wanted = Config.from_flat({**before.to_flat(), **given}).num_rounds
+    with _Bar(wanted) as bar:
+        return resume_inline(
+            folder,
+            num_rounds=wanted,
+            on_round=bar.advance,
+            checkpoint_every=checkpoint_every,
+        )
+
+
+def _new_folder(config: Config) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.problem}-{config.method}-seed{config.seed}-{stamp}"
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
+
+
+class _Bar(Progress):
+    """Progress with the last round's loss, gradient norm and the bytes so far."""
+
+    def __init__(self, num_rounds: int) -> None:
+        super().__init__(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=_err,
+        )
+        self._uplink = 0
+        self._bar = self.add_task("starting", total=num_rounds)
+
+    def advance(self, line: Line) -> None:  # type: ignore[override]  # a bar of one task
+        """Show one line of rounds.jsonl."""
+        self._uplink += line["uplink-bytes"]
+        loss = line["loss"] if line["loss"] is not None else line["train-loss"]
+        text = (
+            f"loss {_number(loss)}  |grad| {_number(line['grad-norm'])}  up {_size(self._uplink)}"
+        )
+        self.update(self._bar, completed=line["round"], description=text)
+
+
+def _show(summary: Line, folder: Path) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    participants_dense = summary["dense-uplink-bytes"]
+    uplink = summary["uplink-bytes"]
+    rows = {
+        "status": summary["status"],
+        "run": f"{summary['method']} on {summary['problem']}, seed {summary['seed']}, "
+        f"{summary['rounds']} rounds, engine {summary['engine']}",
+        "final loss": _number(summary["final-loss"]),
+        "final |grad|": _number(summary["final-grad-norm"]),
+        "test accuracy": _number(summary["test-accuracy"]),
+        "uplink": f"{_size(uplink)}, {participants_dense / uplink:.1f} times less than dense"
+        if uplink
+        else "0 B",
+        "downlink": _size(summary["downlink-bytes"]),
+        "envelope": _size(summary["envelope-bytes"]),
+        "refused": f"{summary['refused']} {summary['refusals'] or ''}".strip(),
+        "model sha256": summary["model-sha256"],
+        "seconds": f"{summary['seconds']:.1f}",
+        "folder": str(folder),
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    _out.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
+
+
+def main() -> None:
+    """Run the command line; an error on purpose is one line and exit status 1."""
+    try:
+        ensure_ours()
+        app()
+    except FedefError as error:
+        _err.print(f"[bold red]error[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        _err.print("interrupted")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +81,7 @@ class ClientSession:
         """Return the state that this task starts from; a repeated task starts where it did."""
         repeated = task.round == self.state.round
         state = replace(self.state, pending=None) if repeated else self.state
-        return replace(state.settled(task.acked, task.digest), round=task.round)
+        return state.settled(task.acked, task.digest)
 
     def _step(self, task: Task, state: ClientState) -> Reply:
         """Gradient, client step, encoding; the result becomes the pending update."""
@@ -93,29 +95,34 @@ class ClientSession:
             if task.buffers
             else state.buffers,
         )
+        compressor = self._compressor(state)
+        seed = 0
+        if compressor.kind == "seeded":
+            seed = stream_seed(self._seed, "compressor", self._client, task.round)
         try:
-            if not np.isfinite(result.loss):
+            if not isfinite(result.loss):
                 raise NonFiniteVector("the loss is NaN or infinite")
             update, v = client_step(
                 result.gradient,
                 state.g,
                 state.v,
                 eta=method.eta,
-                compress=partial(self._compressor(state).compress, seed=self._draw(task.round)),
+                compress=partial(compressor.compress, seed=seed),
             )
         except NonFiniteVector:
-            self.state = state
+            self.state = replace(state, round=task.round)
             return self._reply(task, NON_FINITE)
         update = quantized(update, method.value_format)
         payload = encode(update, method.value_format, round=task.round)
         own = result.buffers if self._local_buffers else state.buffers
         digest = next_digest(state.digest, payload)
-        self.state = replace(state, pending=Pending(task.round, update, v, own, digest))
-        examples = problem.num_examples[self._client] if rows is None else rows.size
-        return replace(
-            self._reply(task, UPDATE),
+        pending = Pending(task.round, update.entries_after(state.g), v, own, digest)
+        self.state = replace(state, round=task.round, pending=pending)
+        return self._reply(
+            task,
+            UPDATE,
             loss=float(result.loss),
-            examples=int(examples),
+            examples=problem.num_examples[self._client] if rows is None else rows.size,
             update=payload,
             buffers=encode_dense(result.buffers, round=task.round) if task.buffers else b"",
         )
@@ -123,9 +130,6 @@ class ClientSession:
     def _compressor(self, state: ClientState) -> Compressor:
         first = self._method.dense_start and state.version == 0
         return Identity(self._problem.dimension) if first else self._method.compressor
-
-    def _draw(self, round: int) -> int:
-        return stream_seed(self._seed, "compressor", self._client, round)
 
     def _rows(self, round: int) -> IntVector | None:
         """Minibatch without replacement; None: all rows."""
@@ -135,7 +139,7 @@ class ClientSession:
         draws = stream(self._seed, "minibatch", self._client, round)
         return draws.choice(available, size=size, replace=False)
 
-    def _reply(self, task: Task, status: str) -> Reply:
+    def _reply(self, task: Task, status: str, **content: Any) -> Reply:
         return Reply(
             run_id=self._run_id,
             client=self._client,
@@ -143,6 +147,7 @@ class ClientSession:
             status=status,
             version=self.state.version,
             digest=self.state.digest,
+            **content,
         )
 
 

@@ -59,16 +59,16 @@ def quantized(update: Update, value_format: ValueFormat) -> Update:
     """Return the update that the receiver of ``encode(update, value_format)`` will decode.
 
     Both ends add this one, so a lossy format cannot make them drift. Values that round to zero
-    leave a sparse update, since its encoding holds no zeros.
+    leave a sparse update, since its encoding holds no zeros (top-k never selects one).
     """
     dtype = update.values.dtype
     if value_format.value_bytes < dtype.itemsize:
         sent = value_format.to_bytes(update.values)
         values = value_format.from_buffer(memoryview(sent)).astype(dtype)
         update = replace(update, values=values)
-    if update.indices is not None and update.seed is None and not update.values.all():
-        kept = np.flatnonzero(update.values)
-        update = replace(update, values=update.values[kept], indices=update.indices[kept])
+        if update.indices is not None and update.seed is None:
+            kept = np.flatnonzero(values)
+            update = replace(update, values=values[kept], indices=update.indices[kept])
     return update
 
 
@@ -130,15 +130,15 @@ def decode(data: bytes, *, dimension: int, max_entries: int | None = None) -> De
     values = value_format.from_buffer(view[start:stop])
     if not is_finite(values):
         raise CorruptPayload("payload: values that are NaN or infinite")
-    update = Update(dimension, values)
+    indices, seed = None, None
     if kind == SPARSE:
         if not values.all():
             raise CorruptPayload("payload: a sparse update holds no zeros")
-        update = replace(update, indices=decode_indices(view[stop:end], count, dimension))
+        indices = decode_indices(view[stop:end], count, dimension)
     elif kind == SEEDED:
         seed = _SEED.unpack_from(data, _HEADER.size)[0]
-        update = replace(update, indices=drawn_indices(seed, count, dimension), seed=seed)
-    return Decoded(update, round, value_format)
+        indices = drawn_indices(seed, count, dimension)
+    return Decoded(Update(dimension, values, indices, seed), round, value_format)
 
 
 def encode_dense(vector: Vector, *, round: int) -> bytes:

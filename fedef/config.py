@@ -72,9 +72,9 @@ class Config(BaseModel):
     buffers: Literal["average", "local"] = Field(
         "average", description="batch-norm statistics: averaged densely, or kept by each client"
     )
-    problem: Literal["polynomial", "logistic", "digits-softmax", "digits-mlp"] = Field(
-        "digits-mlp", description="what is minimized"
-    )
+    problem: Literal[
+        "polynomial", "logistic", "phase-retrieval", "dro", "digits-softmax", "digits-mlp"
+    ] = Field("digits-mlp", description="what is minimized")
     l0: _Positive = Field(4.0, description="L0 of the polynomial")
     l1: _Positive = Field(1.0, description="L1 of the polynomial")
     data: str = Field(
@@ -86,10 +86,20 @@ class Config(BaseModel):
         0.1, description="lambda of the logistic problem's nonconvex regularizer"
     )
     instance: _OptionalText = Field(None, description="npz file that holds the problem's numbers")
+    instance_seed: Annotated[
+        Annotated[int, Field(ge=0, lt=2**32)] | None, BeforeValidator(_unset)
+    ] = Field(
+        None, description="of the data of phase-retrieval and dro; not set: the published instance"
+    )
     initial_point: _OptionalText = Field(None, description="npz file with the array x0")
+    warm_start: bool = Field(
+        True,
+        description="phase-retrieval, dro: start where the paper's stochastic methods do (z1, x1), "
+        "not where its deterministic ones do (z0, x0)",
+    )
     num_clients: _Count = Field(10, description="n")
-    partitioner: Literal["iid", "dirichlet", "pathological", "contiguous"] = Field(
-        "dirichlet", description="how examples are dealt to clients"
+    partitioner: Literal["iid", "dirichlet", "pathological", "contiguous", "natural"] = Field(
+        "dirichlet", description="how examples are dealt to clients; natural: by country (dro)"
     )
     dirichlet_alpha: _Positive = Field(0.1, description="small: each client sees few classes")
     classes_per_client: _Count = Field(2, description="for the pathological partitioner")

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from fedef.vectors import Vector, norm
 
 Direction = Callable[[Vector], Vector]
@@ -18,7 +20,10 @@ def unit(g: Vector) -> Vector:
     ||g|| = 0 gives zero, so x stays; the paper does not define it.
     """
     length = norm(g)
-    return g / length if length > 0.0 else g
+    if length == 0.0:
+        return g
+    # In float64: the norm of a float32 vector need not fit in a float32.
+    return np.divide(g, length, dtype=np.float64).astype(g.dtype, copy=False)
 
 
 DIRECTIONS: dict[str, Direction] = {"plain": plain, "unit": unit}

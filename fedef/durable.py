@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -37,9 +38,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def serialized(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return the bytes of a safetensors file of these arrays.
+
+    In C order first: safetensors writes the memory of a strided view as it lies.
+    """
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+
+
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays with a checksum over all of them."""
-    body = save(dict(arrays))
+    body = serialized(arrays)
     write_atomically(path, _MAGIC + _digest(body) + body)
 
 

@@ -30,10 +30,11 @@ def client_step(
 ) -> tuple[Update, Vector | None]:
     """V <- (1-eta) v + eta grad;  c = C(v - g)   (EF21-SGDM; eta None: EF21, v is the gradient).
 
+    Without momentum `gradient` is overwritten by the difference, which spares a pass over it.
     The client adds what the server will decode of c to g once the server has acknowledged it.
     """
     if eta is None:
-        return compress(gradient - g), None
+        return compress(np.subtract(gradient, g, out=gradient)), None
     v = momentum(v, gradient, eta)
     return compress(v - g), v
 

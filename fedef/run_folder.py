@@ -22,10 +22,9 @@ from typing import Any, Self
 
 import tomli_w
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from fedef.config import Config, read_toml
-from fedef.durable import write_atomically
+from fedef.durable import serialized, write_atomically
 from fedef.errors import ConfigError
 
 _PACKAGES = ("fedef", "flwr", "numpy", "ray", "scikit-learn", "torch")
@@ -110,14 +109,17 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If another line is damaged.
+            If the file is missing or another line is damaged.
         """
-        lines = self.rounds_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        try:
+            lines = self.rounds_path.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise ConfigError(f"{str(self.rounds_path)!r}: {error.strerror}") from None
         for number, line in enumerate(lines, start=1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                if number == len(lines) and not line.endswith("\n"):
+                yield json.loads(line.decode())
+            except ValueError:
+                if number == len(lines) and not line.endswith(b"\n"):
                     return
                 raise ConfigError(
                     f"{str(self.rounds_path)!r}: line {number} is damaged; "
@@ -151,7 +153,7 @@ class RunFolder:
 
     def write_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write model.safetensors."""
-        write_atomically(self.path / "model.safetensors", save(dict(arrays)))
+        write_atomically(self.path / "model.safetensors", serialized(arrays))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"

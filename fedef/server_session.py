@@ -17,7 +17,7 @@ from fedef.participation import participants
 from fedef.problems.base import Problem
 from fedef.randomness import stream_seed
 from fedef.state import NO_DIGEST, ClientRecord, ServerState, next_digest
-from fedef.updates import Update
+from fedef.updates import Update, add_weighted
 from fedef.vectors import Vector, is_finite, norm
 
 
@@ -177,8 +177,7 @@ class ServerSession:
             raise FedefError("no round is open; call begin_round first")
         total = self._state.total.copy()
         accepted = sorted(self._accepted.items())
-        for client, reply in accepted:
-            reply.update.add_scaled_to(total, self._weights[client])
+        add_weighted(total, [(self._weights[client], reply.update) for client, reply in accepted])
         g = total / self._total_weight
         step_size = self._method.schedule(self._state.round)
         x = server_step(self.x, g, step_size=step_size, direction=self._method.direction)
@@ -261,12 +260,13 @@ class ServerSession:
 
     def _check_form(self, decoded: Decoded, expected: str, reply: Reply) -> None:
         """Refuse a payload that this run's honest clients would not send."""
-        if decoded.kind != expected or decoded.value_format != self._method.value_format:
+        if decoded.kind != expected or decoded.value_format is not self._method.value_format:
             raise CorruptPayload(f"a {decoded.kind} payload where a {expected} one is expected")
         if decoded.round != reply.round:
             raise CorruptPayload("the payload is of another round than the reply")
-        drawn = stream_seed(self._seed, "compressor", reply.client, reply.round)
-        if expected == "seeded" and decoded.update.seed != drawn:
+        if expected == "seeded" and decoded.update.seed != stream_seed(
+            self._seed, "compressor", reply.client, reply.round
+        ):
             raise CorruptPayload("the positions are not those that the shared seed draws")
 
     def _report(self, step_size: float, estimate_norm: float) -> RoundReport:

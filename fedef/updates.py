@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,18 +28,33 @@ class Update:
         """What to index a (d,) vector with to reach the entries."""
         return slice(None) if self.indices is None else self.indices
 
-    def added_to(self, vector: Vector) -> Vector:
-        """Return a new vector, `vector` plus this update, in the dtype of `vector`."""
-        result = vector.copy()
-        result[self.where] += self.values
-        return result
+    def entries_after(self, vector: Vector) -> Update:
+        """Return the entries that `vector` has once this update is added to it."""
+        after = vector[self.where] + self.values
+        return Update(self.dimension, after, self.indices, self.seed)
 
-    def add_scaled_to(self, accumulator: Vector, weight: float) -> None:
-        """Add `weight` times this update into a float64 accumulator, in place, in O(k)."""
-        accumulator[self.where] += weight * self.values.astype(np.float64)
+    def overwrite(self, vector: Vector) -> None:
+        """Put the entries into `vector`, in place; doing it again changes nothing."""
+        vector[self.where] = self.values
 
     def dense(self) -> Vector:
         """Return the (d,) vector."""
         result = np.zeros(self.dimension, dtype=self.values.dtype)
         result[self.where] = self.values
         return result
+
+
+def add_weighted(accumulator: Vector, terms: Sequence[tuple[float, Update]]) -> None:
+    """Accumulator += sum of weight times update over `terms`, in float64, in place.
+
+    The bits depend on the order of the terms, on nothing else. O(d) plus the entries.
+    """
+    sparse = [(weight, update) for weight, update in terms if update.indices is not None]
+    for weight, update in terms:
+        if update.indices is None:
+            accumulator += weight * update.values.astype(np.float64)
+    if sparse:
+        indices = np.concatenate([update.where for _, update in sparse])
+        weights = np.repeat([w for w, _ in sparse], [update.values.size for _, update in sparse])
+        values = weights * np.concatenate([update.values for _, update in sparse])
+        accumulator += np.bincount(indices, weights=values, minlength=accumulator.size)

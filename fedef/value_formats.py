@@ -36,14 +36,34 @@ def _saturated(values: Vector, dtype: type[np.floating]) -> Vector:
 def _native(
     dtype: type[np.floating], spelled: str
 ) -> tuple[Callable[[Vector], bytes], Callable[[memoryview], Vector]]:
-    return (
-        lambda values: _saturated(values, dtype).astype(spelled).tobytes(),
-        lambda data: np.frombuffer(data, dtype=spelled).astype(dtype),
-    )
+    wire = np.dtype(spelled)
+
+    def to_bytes(values: Vector) -> bytes:
+        same = values.dtype == wire
+        return (values if same else _saturated(values, dtype).astype(wire)).tobytes()
+
+    def from_buffer(data: memoryview) -> Vector:
+        return np.frombuffer(data, dtype=wire).astype(dtype)
+
+    return to_bytes, from_buffer
+
+
+def _rounded_to_odd(values: Vector) -> NDArray[np.uint32]:
+    """Bits of float32 numbers whose last bit tells that something was cut off.
+
+    A second rounding then sees on which side of a tie the float64 number was (Boldo and
+    Melquiond, 2008).
+    """
+    wide = _saturated(values, np.float32)
+    narrow = wide.astype(np.float32)
+    bits = narrow.view(np.uint32)
+    bits = bits - (np.abs(narrow) > np.abs(wide)).astype(np.uint32)
+    marked: NDArray[np.uint32] = bits | (narrow != wide).astype(np.uint32)
+    return marked
 
 
 def _to_bfloat16(values: Vector) -> bytes:
-    bits = _saturated(values, np.float32).astype(np.float32).view(np.uint32)
+    bits = values.view(np.uint32) if values.dtype == np.float32 else _rounded_to_odd(values)
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(
         16
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -45,12 +46,12 @@ class Layout:
                 )
         return cls(tuple(arrays), tuple(tuple(map(int, a.shape)) for a in arrays.values()))
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of entries of each array."""
         return tuple(prod(shape) for shape in self.shapes)
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """d: length of the flat vector."""
         return sum(self.sizes)
@@ -75,7 +76,7 @@ class Layout:
                 )
         chosen = dtype or np.result_type(*arrays.values()) if arrays else dtype or np.float32
         flat = np.empty(self.dimension, dtype=chosen)
-        for (start, stop), name in zip(self._bounds(), self.names, strict=True):
+        for (start, stop), name in zip(self.bounds, self.names, strict=True):
             flat[start:stop] = arrays[name].reshape(-1)
         return flat
 
@@ -93,12 +94,12 @@ class Layout:
             )
         return {
             name: flat[start:stop].reshape(shape)
-            for (start, stop), name, shape in zip(
-                self._bounds(), self.names, self.shapes, strict=True
-            )
+            for (start, stop), name, shape in zip(self.bounds, self.names, self.shapes, strict=True)
         }
 
-    def _bounds(self) -> list[tuple[int, int]]:
+    @cached_property
+    def bounds(self) -> list[tuple[int, int]]:
+        """Where each array starts and stops in the flat vector."""
         ends = np.cumsum((0, *self.sizes)).tolist()
         return list(pairwise(ends))
 
@@ -111,7 +112,8 @@ def norm(vector: Vector) -> float:
     of a finite vector is zero only if the vector is, and infinite only if the norm is.
     """
     wide = vector.astype(np.float64)
-    squared = float(np.add.reduce(np.square(wide)))
+    with np.errstate(over="ignore"):
+        squared = float(np.add.reduce(np.square(wide)))
     if 1e-280 < squared < np.inf:
         return float(np.sqrt(squared))
     largest = float(np.max(np.abs(wide), initial=0.0))

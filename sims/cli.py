@@ -134,7 +134,7 @@ def _resume(
 
     if set(given) - {"num-rounds"} or config or out:
         raise ConfigError(
-            "resume: a resumed run keeps its configuration and folder; only num-rounds= may be given"
+            "resume: the run keeps its configuration and folder; only num-rounds= may be given"
         )
     if engine != "inline":
         raise ConfigError(f"resume: works with --engine inline, got {engine!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -52,7 +53,7 @@ class Logistic:
         """float64."""
         return np.dtype(np.float64)
 
-    @property
+    @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Rows of each client."""
         return tuple(np.diff(self.bounds).tolist())

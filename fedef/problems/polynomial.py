@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -46,7 +47,7 @@ class Polynomial:
         """float64."""
         return np.dtype(np.float64)
 
-    @property
+    @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """One per client: the clients have equal weights."""
         return (1,) * len(self.a)

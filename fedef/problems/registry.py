@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedef.config import Config
-from fedef.problems import logistic, polynomial
+from fedef.problems import dro, logistic, phase_retrieval, polynomial
 from fedef.problems.base import Problem
 
 
@@ -30,6 +30,8 @@ def _digits(config: Config) -> Problem:
 _BUILDERS: dict[str, Callable[[Config], Problem]] = {
     "polynomial": polynomial.build,
     "logistic": logistic.build,
+    "phase-retrieval": phase_retrieval.build,
+    "dro": dro.build,
     "digits-softmax": _digits,
     "digits-mlp": _digits,
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedef.vectors import IntVector, Layout, Vector, norm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Examples = tuple[Tensor, Tensor]
+_NO_BUFFERS: Vector = np.empty(0, dtype=np.float32)
 
 
 class TorchProblem:
@@ -87,7 +88,7 @@ class TorchProblem:
         self._buffers0 = self._buffers.flat()
         self._refuse_randomness()
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """d: number of trainable parameters."""
         return self._layout.dimension
@@ -97,7 +98,7 @@ class TorchProblem:
         """float32."""
         return np.dtype(np.float32)
 
-    @property
+    @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Examples of each client."""
         return tuple(len(targets) for _, targets in self._clients)
@@ -125,9 +126,9 @@ class TorchProblem:
         if rows is not None:
             chosen = torch.tensor(rows)
             inputs, targets = inputs[chosen], targets[chosen]
-        if len(targets) == 0:
+        if targets.shape[0] == 0:
             return LocalResult(0.0, np.zeros(self.dimension, dtype=np.float32), buffers.copy())
-        with _one_thread():
+        with _OneThread():
             self._load(x, buffers, training=True)
             loss, gradient = self._differentiate(inputs, targets)
             return LocalResult(loss, gradient, self._buffers.flat())
@@ -135,7 +136,7 @@ class TorchProblem:
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """f, its exact gradient's norm and the test accuracy, in evaluation mode."""
         loss, gradient = 0.0, np.zeros(self.dimension)
-        with _one_thread():
+        with _OneThread():
             self._load(x, buffers, training=False)
             for weight, (inputs, targets) in zip(weights, self._clients, strict=True):
                 if len(targets):
@@ -149,8 +150,10 @@ class TorchProblem:
         gradients = torch.autograd.grad(
             loss, self._parameters, allow_unused=True, materialize_grads=True
         )
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        return loss.item(), flat.numpy()
+        flat = np.empty(self.dimension, dtype=np.float32)
+        for (start, stop), gradient in zip(self._layout.bounds, gradients, strict=True):
+            flat[start:stop] = gradient.numpy().reshape(-1)
+        return loss.item(), flat
 
     def _test_accuracy(self) -> float | None:
         if self._test is None:
@@ -218,14 +221,15 @@ class _Buffers:
         self._floating = [places[key] for key in tensors if travels[key]]
         self._shapes = [tensors[key].shape for key in tensors if travels[key]]
         self._sizes = [shape.numel() for shape in self._shapes]
+        self._size = sum(self._sizes)
         self._names = [names[key] for key in tensors if travels[key]]
         self._fixed = [(places[key], tensors[key].clone()) for key in tensors if not travels[key]]
 
     def load(self, flat: Vector) -> None:
         """Install fresh tensors, so that neither in-place updates nor new ones reach `flat`."""
-        if flat.shape != (sum(self._sizes),):
+        if flat.shape != (self._size,):
             raise ConfigError(
-                f"buffers must have shape ({sum(self._sizes)},), got {flat.shape}; "
+                f"buffers must have shape ({self._size},), got {flat.shape}; "
                 "start from initial_buffers()"
             )
         if self._floating:
@@ -243,7 +247,7 @@ class _Buffers:
     def flat(self) -> Vector:
         """(b,) float32, a copy."""
         if not self._floating:
-            return np.empty(0, dtype=np.float32)
+            return _NO_BUFFERS
         current = [getattr(*places[0]).detach().reshape(-1) for places in self._floating]
         return np.asarray(torch.cat(current).numpy())
 
@@ -265,12 +269,13 @@ def _is_constant(x: Vector) -> bool:
     return not x.flags.writeable and not (isinstance(base, np.ndarray) and base.flags.writeable)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Set even where it reads 1: that is OpenMP's number, and MKL keeps its own until it is told.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class _OneThread:
+    """Torch on one thread inside the block; a class, since a generator costs more per step."""
+
+    def __enter__(self) -> None:
+        # Set even where it reads 1: that is OpenMP's number, MKL keeps its own until it is told.
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._threads)

@@ -1,0 +1,59 @@
+# Every target sets up what it needs; only Python 3.11 with pip has to be there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install run test test-slow lint bench picture lock clean
+help:
+	@echo "make run        the main job: flwr run on the digits, 10 clients  (ARGS='num-rounds=20')"
+	@echo "make test       linters, types and the fast tests"
+	@echo "make test-slow  the tests that take long"
+	@echo "make bench      speed against bare loops, side by side"
+	@echo "make picture    the README's figure, from new runs"
+	@echo "make install    only set up .venv"
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "fedef needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+run: install
+	$(BIN)/fedef run --engine flower $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: install
+	$(BIN)/pytest -m slow $(ARGS)
+
+bench: install
+	$(BIN)/fedef bench $(ARGS)
+
+picture: install
+	$(BIN)/python -m sims.picture
+
+# Resolves pyproject.toml anew. A local build tag of torch ("+cpu") is not part of the pin.
+lock: install
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --strip-extras --allow-unsafe \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,163 @@
+"""Benchmarks that compare side by side in one process and print ratios.
+
+Contenders take turns, each round of turns gives one ratio, and the median ratio is reported: what
+else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedef.codec import encode
+from fedef.compressors import TopK, top_k_indices
+from fedef.config import Config
+from fedef.experiment import Experiment, run_id
+from fedef.methods import make_method
+from fedef.problems.torch_problem import TorchProblem
+from fedef.threads import single_threaded
+from fedef.value_formats import FORMATS
+from sims.engine import InlineEngine
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
+
+    what: str
+    ours: str
+    """Seconds or bytes of ours, as shown."""
+    beside: str
+    """The same of what it is compared with."""
+    ratio: float
+    asked: float
+    """The ratio must not be larger."""
+
+
+def run_benchmarks(*, rounds: int, repeats: int) -> Iterator[Row]:
+    """Every comparison, one torch thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with single_threaded():
+            yield engine_overhead(rounds=rounds, repeats=repeats)
+            yield selection_and_encoding(repeats=10 * repeats)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def engine_overhead(*, rounds: int, repeats: int, num_clients: int = 100, rows: int = 60) -> Row:
+    """Inline engine over a bare loop: MLP 784-128-10, generated data, top-k 1 %, full batch.
+
+    The bare loop does the gradient, the same top-k selection and EF21, and nothing else: no
+    encoding, no checks, no acknowledgement, no reports.
+    """
+    config = Config.from_flat(
+        {"method": "norm-ef21", "k-fraction": 0.01, "num-clients": num_clients, "eval-every": 0}
+    )
+    generator = torch.Generator().manual_seed(0)
+    clients = [
+        (
+            torch.randn(rows, 784, generator=generator),
+            torch.randint(10, (rows,), generator=generator),
+        )
+        for _ in range(num_clients)
+    ]
+    problem = TorchProblem(
+        "generated-mlp", module=_mlp, loss=nn.functional.cross_entropy, clients=clients, seed=0
+    )
+    experiment = Experiment(config, problem, make_method(config, problem), run_id(config))
+    engine = InlineEngine(experiment)
+    bare = _BareLoop(problem.initial_point(), clients, k=problem.dimension // 100)
+    ours, beside, ratio = _compare(engine.round, bare.round, inner=rounds, repeats=repeats)
+    return Row(
+        f"a round of the inline engine / of a bare loop, {num_clients} clients, "
+        f"d={problem.dimension}",
+        f"{ours * 1e3:.1f} ms",
+        f"{beside * 1e3:.1f} ms",
+        ratio,
+        1.2,
+    )
+
+
+def selection_and_encoding(*, repeats: int, dimension: int = 10**6, k: int = 10**4) -> Row:
+    """Select the top k and encode them, over `torch.topk` of the magnitudes alone."""
+    vector = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
+    tensor = torch.from_numpy(vector)
+    compressor, value_format = TopK(k, dimension), FORMATS["float32"]
+    ours, beside, ratio = _compare(
+        lambda: encode(compressor.compress(vector), value_format),
+        lambda: torch.topk(tensor.abs(), k),
+        inner=1,
+        repeats=repeats,
+    )
+    return Row(
+        f"top-k and encoding / torch.topk alone, d={dimension}, k={k}",
+        f"{ours * 1e3:.2f} ms",
+        f"{beside * 1e3:.2f} ms",
+        ratio,
+        0.25,
+    )
+
+
+class _BareLoop:
+    """Normalized EF21 written down as a script would."""
+
+    def __init__(
+        self, x: np.ndarray, clients: list[tuple[torch.Tensor, torch.Tensor]], *, k: int
+    ) -> None:
+        self.module = _mlp()
+        self.parameters = list(self.module.parameters())
+        self.clients, self.k, self.step = clients, k, 0
+        self.x = x
+        self.g = np.zeros(x.size)
+        self.g_i = [np.zeros_like(x) for _ in clients]
+
+    def round(self) -> None:
+        position = 0
+        for parameter in self.parameters:
+            part = self.x[position : position + parameter.numel()]
+            parameter.data.copy_(torch.from_numpy(part).view_as(parameter))
+            position += parameter.numel()
+        for (inputs, targets), g_i in zip(self.clients, self.g_i, strict=True):
+            loss = nn.functional.cross_entropy(self.module(inputs), targets)
+            gradients = torch.autograd.grad(loss, self.parameters)
+            gradient = torch.cat([part.reshape(-1) for part in gradients]).numpy()
+            correction = gradient - g_i
+            indices = top_k_indices(correction, self.k)
+            values = correction[indices]
+            g_i[indices] += values
+            self.g[indices] += values / len(self.clients)
+        self.step += 1
+        scale = 1.0 / self.step**0.5 / np.linalg.norm(self.g)
+        self.x = (self.x - scale * self.g).astype(np.float32)
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def _compare(
+    ours: Callable[[], object], beside: Callable[[], object], *, inner: int, repeats: int
+) -> tuple[float, float, float]:
+    """Median seconds of one call of each, and the median of the turns' ratios."""
+    ours(), beside()
+    pairs = [(_seconds(ours, inner), _seconds(beside, inner)) for _ in range(repeats)]
+    return (
+        median(pair[0] for pair in pairs),
+        median(pair[1] for pair in pairs),
+        median(pair[0] / pair[1] for pair in pairs),
+    )
+
+
+def _seconds(call: Callable[[], object], times: int) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - began) / times

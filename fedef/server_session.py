@@ -11,7 +11,7 @@ import numpy as np
 from fedef.codec import Decoded, decode, decode_dense, encode_dense
 from fedef.compressors import Identity
 from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
-from fedef.messages import NON_FINITE, STATE_MISMATCH, UPDATE, Reply, Task
+from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
 from fedef.methods import Method, server_step
 from fedef.participation import participants
 from fedef.problems.base import Problem
@@ -221,7 +221,7 @@ class ServerSession:
             return "alien"
         if reply.client in self._accepted:
             return "duplicate"
-        if reply.status == STATE_MISMATCH:
+        if reply.status in (STATE_MISMATCH, STALE_TASK):
             raise StateMismatch(
                 f"client {reply.client} holds the state of round {reply.version} "
                 f"({reply.digest.hex()}), the server's mean contains its state of round "
@@ -232,7 +232,7 @@ class ServerSession:
         if reply.status == NON_FINITE:
             return "non-finite"
         if reply.status != UPDATE:
-            return "stale"
+            return "malformed"
         try:
             self._accepted[reply.client] = self._decoded(reply, task)
         except CorruptPayload:

@@ -49,12 +49,14 @@ def add_weighted(accumulator: Vector, terms: Sequence[tuple[float, Update]]) -> 
 
     The bits depend on the order of the terms, on nothing else. O(d) plus the entries.
     """
+    total: Vector = np.zeros_like(accumulator)
     sparse = [(weight, update) for weight, update in terms if update.indices is not None]
-    for weight, update in terms:
-        if update.indices is None:
-            accumulator += weight * update.values.astype(np.float64)
     if sparse:
         indices = np.concatenate([update.where for _, update in sparse])
         weights = np.repeat([w for w, _ in sparse], [update.values.size for _, update in sparse])
         values = weights * np.concatenate([update.values for _, update in sparse])
-        accumulator += np.bincount(indices, weights=values, minlength=accumulator.size)
+        total += np.bincount(indices, weights=values, minlength=accumulator.size)
+    for weight, update in terms:
+        if update.indices is None:
+            total += weight * update.values.astype(np.float64)
+    accumulator += total

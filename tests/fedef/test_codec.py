@@ -133,9 +133,11 @@ def test_the_format_is_pinned():
     assert encode(sparse, FORMATS["bfloat16"], round=7) == bytes.fromhex(
         "46444601 01020000 09000000 02000000 07000000 803f20c0 14 4b269749"
     )
+    # m = 256: the gaps 3 and 966 = 3 * 256 + 198 leave the remainders 00000011 and 11000110, bit
+    # by bit in turn 01010000 00011110, then the quotients 1 and 0001: 50 1e 88.
     sparser = Update(1000, values, np.array([3, 970]))
     assert encode(sparser, FORMATS["float16"], round=7) == bytes.fromhex(
-        "46444601 01030000 e8030000 02000000 07000000 003c00c1 03c688 df2ddd4b"
+        "46444601 01030000 e8030000 02000000 07000000 003c00c1 501e88 21f2c66c"
     )
     assert encode(seeded, FORMATS["float16"], round=7) == bytes.fromhex(
         "46444601 02030000 09000000 02000000 07000000 05000000 00000000 003c00c1 b69e726e"

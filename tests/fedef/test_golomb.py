@@ -118,7 +118,7 @@ def test_arbitrary_bytes_of_a_small_dimension_never_crash(data, d):
     ("data", "count", "d", "message"),
     [
         (b"\x00", 0, 9, "bytes where none are expected"),
-        (b"\x80\x00\x00", 1, 9, "at most 1 are possible"),
+        (b"\x80\x00\x00", 1, 9, "3 bytes for 1 of 9 positions, at most 1 fit"),
         (b"", 1, 9, "0 of 1 gaps are present"),
         (b"\x00", 1, 9, "0 of 1 gaps are present"),
         (b"\xe1", 3, 3, "the padding is not canonical"),

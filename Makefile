@@ -46,7 +46,7 @@ bench: install
 	$(BIN)/fedef bench $(ARGS)
 
 picture: install
-	$(BIN)/python -m sims.picture
+	$(BIN)/python -m sims.picture $(ARGS)
 
 # Resolves pyproject.toml anew. A local build tag of torch ("+cpu") is not part of the pin.
 lock: install

@@ -35,7 +35,17 @@ class Experiment:
         ConfigError
             If the settings do not fit the problem or the data.
         """
-        problem = build_problem(config)
+        return cls.of(config, build_problem(config))
+
+    @classmethod
+    def of(cls, config: Config, problem: Problem) -> Experiment:
+        """Experiment on a problem of one's own; the configuration's problem keys are not used.
+
+        Raises
+        ------
+        ConfigError
+            If k does not fit the dimension, or the schedule needs constants that are unknown.
+        """
         return cls(config, problem, make_method(config, problem), run_id(config))
 
     @property

@@ -4,13 +4,22 @@ import hashlib
 
 import numpy as np
 
+from fedef.errors import ConfigError
+
 
 def stream_seed(seed: int, name: str, *indices: int) -> int:
     """64-bit seed of the stream called `name`, e.g. ``stream_seed(seed, "rand-k", client, round)``.
 
     The first 8 bytes, little-endian, of BLAKE2b over the exact decimal spelling of the arguments:
     no two different names share a stream, and no generator is global.
+
+    Raises
+    ------
+    ConfigError
+        If `name` has a slash, which separates it from the indices.
     """
+    if "/" in name:
+        raise ConfigError(f"stream: a name must not have a slash, got {name!r}")
     spelled = "/".join([str(int(seed)), name, *(str(int(index)) for index in indices)])
     return int.from_bytes(hashlib.blake2b(spelled.encode(), digest_size=8).digest(), "little")
 

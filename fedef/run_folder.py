@@ -76,7 +76,10 @@ class RunFolder:
             raise ConfigError(
                 f"resume: {str(path)!r} holds no run (no config.toml); give a run's folder"
             )
-        return folder, Config.from_flat(read_toml(folder.config_path))
+        try:
+            return folder, Config.from_flat(read_toml(folder.config_path))
+        except ConfigError as error:
+            raise ConfigError(f"{str(folder.config_path)!r}: {error}") from None
 
     @property
     def config_path(self) -> Path:

@@ -18,8 +18,7 @@ from torch import nn
 from fedef.codec import encode
 from fedef.compressors import TopK, top_k_indices
 from fedef.config import Config
-from fedef.experiment import Experiment, run_id
-from fedef.methods import make_method
+from fedef.experiment import Experiment
 from fedef.problems.torch_problem import TorchProblem
 from fedef.threads import single_threaded
 from fedef.value_formats import FORMATS
@@ -72,7 +71,7 @@ def engine_overhead(*, rounds: int, repeats: int, num_clients: int = 100, rows: 
     problem = TorchProblem(
         "generated-mlp", module=_mlp, loss=nn.functional.cross_entropy, clients=clients, seed=0
     )
-    experiment = Experiment(config, problem, make_method(config, problem), run_id(config))
+    experiment = Experiment.of(config, problem)
     engine = InlineEngine(experiment)
     bare = _BareLoop(problem.initial_point(), clients, k=problem.dimension // 100)
     ours, beside, ratio = _compare(engine.round, bare.round, inner=rounds, repeats=repeats)

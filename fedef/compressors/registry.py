@@ -1,7 +1,7 @@
 """From the configuration's names to compressors: a new family is one file and one row here."""
 
 from collections.abc import Callable
-from math import floor
+from decimal import Decimal
 
 from fedef.compressors.base import Compressor
 from fedef.compressors.identity import Identity
@@ -26,4 +26,11 @@ def make_compressor(
     ConfigError
         If k is outside [1, d].
     """
-    return _FAMILIES[name](max(1, floor(k_fraction * dimension)) if k is None else k, dimension)
+    return _FAMILIES[name](
+        max(1, _floor_of_decimal(k_fraction, dimension)) if k is None else k, dimension
+    )
+
+
+def _floor_of_decimal(fraction: float, dimension: int) -> int:
+    """floor(h d) of h as it is written: 0.29 of 100 is 29, although 0.29 * 100 is 28.999..."""
+    return int(Decimal(repr(fraction)) * dimension)

@@ -10,12 +10,24 @@ from clients.records import content_of, task_from
 from clients.store import load_state, save_state
 from fedef import ensure_ours
 from fedef.config import Config
+from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.threads import single_threaded
 
 ensure_ours()
 
 Build = Callable[[Config], Experiment]
+
+
+def _partition_id(context: Context, num_clients: int) -> int:
+    """Which client the node is."""
+    given = context.node_config.get("partition-id")
+    if not isinstance(given, int) or not 0 <= given < num_clients:
+        raise ConfigError(
+            f"partition-id: must be in [0, num-clients={num_clients}), got {given!r}; "
+            "set it in the node's config, or set num-clients to the number of nodes"
+        )
+    return given
 
 
 @lru_cache(maxsize=2)
@@ -38,16 +50,18 @@ def make_app(build: Build = Experiment.build) -> ClientApp:
 
     @app.query("partition")
     def partition(message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
-        examples = experiment_of(context).problem.num_examples[client]
+        experiment = experiment_of(context)
+        client = _partition_id(context, experiment.num_clients)
+        examples = experiment.problem.num_examples[client]
         facts = ConfigRecord({"client": client, "examples": examples})
         return Message(RecordDict({"partition": facts}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
+        experiment = experiment_of(context)
+        client = _partition_id(context, experiment.num_clients)
         with single_threaded():
-            session = experiment_of(context).client(client, state=load_state(context))
+            session = experiment.client(client, state=load_state(context))
             reply = session.handle(task_from(message.content))
         answer = Message(content_of(reply), reply_to=message)
         save_state(context, session.state)

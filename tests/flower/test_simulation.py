@@ -57,7 +57,7 @@ def test_the_bundle_of_the_repository_runs(tmp_path):
 def test_a_run_that_fails_says_why_and_ends_non_zero(tmp_path):
     """A node too many: the ServerApp raises, the launcher passes its words on."""
     config = Config.from_flat({"num-rounds": 2, "num-clients": 3})
-    with pytest.raises(FedefError, match=r"clients 0 to 2 on 3 nodes"):
+    with pytest.raises(FedefError, match=r"partition-id: must be in \[0, num-clients=3\), got 3"):
         flwr_run(
             ROOT,
             run_config={**config.to_flat(), "out": str(tmp_path / "run")},

@@ -22,7 +22,7 @@ GROWTH = 1.2
 server know; 1.1 doubles the rounds of an easy start."""
 FIRST_MOVE = 0.1
 """Length of the first step over max(1, ||x^0||); later ones adapt by a factor a round."""
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.15
 """Of the distance bound, for noisy gradients: the secants of pure noise would end all progress."""
 
 
@@ -80,7 +80,7 @@ class AutoStep:
     lambda_{k-2})). What compression holds back arrives later and counts as curvature, so the step
     shortens while g is unreliable. The step never exceeds d_k = max_j ||x^j - x^0||/sqrt(k+1) (DoG,
     Ivgi, Hinder and Carmon, arXiv:2302.12022; from memory, for normalized gradients), which bars
-    runaways; with noise it is at least 0.1 d_k. The combination is ours; no convergence theorem.
+    runaways; with noise it is at least 0.15 d_k. The combination is ours; no convergence theorem.
 
     Plain and unit directions get the same length of step, so they give the same trajectory.
     """

@@ -11,13 +11,15 @@ import numpy as np
 
 from fedef.codec import decode_dense, encode, encode_dense, quantized
 from fedef.compressors import Compressor, Identity, NonFiniteVector
+from fedef.compressors.base import require_finite
 from fedef.errors import ConfigError, StateMismatch
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
 from fedef.methods import Method, client_step
 from fedef.problems.base import Problem
-from fedef.randomness import stream, stream_seed
+from fedef.randomness import stream_seed
 from fedef.state import ClientState, Pending, next_digest
-from fedef.vectors import IntVector
+from fedef.updates import Update
+from fedef.vectors import IntVector, Vector
 
 
 class ClientSession:
@@ -84,60 +86,75 @@ class ClientSession:
         return state.settled(task.acked, task.digest)
 
     def _step(self, task: Task, state: ClientState) -> Reply:
-        """Gradient, client step, encoding; the result becomes the pending update."""
-        method, problem = self._method, self._problem
-        rows = self._rows(task.round)
-        result = problem.local(
-            self._client,
-            decode_dense(task.model, problem.dimension),
-            rows=rows,
-            buffers=decode_dense(task.buffers, self._num_buffers)
-            if task.buffers
-            else state.buffers,
+        """Estimate, client step, encoding; the result becomes the pending update."""
+        method = self._method
+        x = decode_dense(task.model, self._problem.dimension)
+        buffers = decode_dense(task.buffers, self._num_buffers) if task.buffers else state.buffers
+        estimate = method.estimator(
+            lambda point, rows: self._problem.local(
+                self._client, point, rows=rows, buffers=buffers
+            ),
+            x,
+            self._rows("minibatch", task.round),
+            state.memory,
+            task.round - 1,
         )
-        compressor = self._compressor(state)
-        seed = 0
-        if compressor.kind == "seeded":
-            seed = stream_seed(self._seed, "compressor", self._client, task.round)
         try:
-            if not isfinite(result.loss):
+            if not isfinite(estimate.at_x.loss):
                 raise NonFiniteVector("the loss is NaN or infinite")
-            update, v = client_step(
-                result.gradient,
-                state.g,
-                state.v,
-                eta=method.eta,
-                compress=partial(compressor.compress, seed=seed),
+            update = client_step(
+                estimate.vector,
+                state.g if method.feedback else None,
+                compress=partial(self._compressor(state).compress, seed=self._drawn(task.round)),
             )
+            sketch, independent = self._summarized(x, buffers, task.round)
         except NonFiniteVector:
             self.state = replace(state, round=task.round)
             return self._reply(task, NON_FINITE)
         update = quantized(update, method.value_format)
         payload = encode(update, method.value_format, round=task.round)
-        own = result.buffers if self._local_buffers else state.buffers
+        after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
+        own = estimate.at_x.buffers if self._local_buffers else state.buffers
         digest = next_digest(state.digest, payload)
-        pending = Pending(task.round, update.entries_after(state.g), v, own, digest)
+        pending = Pending(task.round, after, estimate.memory, own, digest)
         self.state = replace(state, round=task.round, pending=pending)
+        examples = self._size(estimate.rows)
         return self._reply(
             task,
             UPDATE,
-            loss=float(result.loss),
-            examples=problem.num_examples[self._client] if rows is None else rows.size,
+            loss=float(estimate.at_x.loss),
+            examples=examples,
+            evaluations=estimate.passes * examples + independent,
             update=payload,
-            buffers=encode_dense(result.buffers, round=task.round) if task.buffers else b"",
+            buffers=encode_dense(estimate.at_x.buffers, round=task.round) if task.buffers else b"",
+            sketch=sketch,
         )
+
+    def _summarized(self, x: Vector, buffers: Vector, round: int) -> tuple[bytes, int]:
+        """Summary of the gradient on an independent batch at the same point, and its rows."""
+        if self._method.summary is None:
+            return b"", 0
+        rows = self._rows("independent", round)
+        gradient = self._problem.local(self._client, x, rows=rows, buffers=buffers).gradient
+        require_finite("independent gradient", gradient)
+        return self._method.summary.encode(gradient, round=round), self._size(rows)
 
     def _compressor(self, state: ClientState) -> Compressor:
         first = self._method.dense_start and state.version == 0
         return Identity(self._problem.dimension) if first else self._method.compressor
 
-    def _rows(self, round: int) -> IntVector | None:
-        """Minibatch without replacement; None: all rows."""
-        size, available = self._method.local_batch_size, self._problem.num_examples[self._client]
-        if size == 0 or size >= available:
-            return None
-        draws = stream(self._seed, "minibatch", self._client, round)
-        return draws.choice(available, size=size, replace=False)
+    def _drawn(self, round: int) -> int:
+        """Seed of the positions that a random compressor draws; others do not pay for it."""
+        if self._method.compressor.kind != "seeded":
+            return 0
+        return stream_seed(self._seed, "compressor", self._client, round)
+
+    def _rows(self, name: str, round: int) -> IntVector | None:
+        available = self._problem.num_examples[self._client]
+        return self._method.sampler.rows(name, self._client, round, available=available)
+
+    def _size(self, rows: IntVector | None) -> int:
+        return self._problem.num_examples[self._client] if rows is None else int(rows.size)
 
     def _reply(self, task: Task, status: str, **content: Any) -> Reply:
         return Reply(
@@ -156,6 +173,11 @@ def initial_client_state(problem: Problem, *, local_buffers: bool) -> ClientStat
     empty = np.empty(0, dtype=problem.dtype)
     return ClientState(
         g=np.zeros(problem.dimension, dtype=problem.dtype),
-        v=None,
+        memory={},
         buffers=problem.initial_buffers() if local_buffers else empty,
     )
+
+
+def _nothing(g: Vector) -> Update:
+    """Entries that a commit leaves as they are."""
+    return Update(g.size, g[:0], np.empty(0, dtype=np.int64))

@@ -26,6 +26,7 @@ def _unset(value: object) -> object:
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0)]
+_NotNegative = Annotated[float, Field(ge=0)]
 _Fraction = Annotated[float, Field(gt=0, le=1)]
 _OptionalCount = Annotated[_Count | None, BeforeValidator(_unset)]
 _OptionalText = Annotated[str | None, BeforeValidator(_unset)]
@@ -42,11 +43,29 @@ class Config(BaseModel):
         frozen=True, extra="forbid", alias_generator=_kebab, allow_inf_nan=False, strict=False
     )
 
-    method: Literal["ef21", "norm-ef21", "ef21-sgdm", "norm-ef21-sgdm"] = Field(
+    method: Literal[
+        "ef21",
+        "norm-ef21",
+        "ef21-sgdm",
+        "norm-ef21-sgdm",
+        "gd",
+        "sgd",
+        "an-gd",
+        "clip-gd",
+        "clip-sgd",
+        "nsgd",
+        "nsgdm",
+        "spider",
+        "ian-sgd",
+        "adam",
+        "adagrad-norm",
+    ] = Field(
         "norm-ef21-sgdm", description="||EF21|| is norm-ef21; -sgdm adds momentum at the clients"
     )
-    compressor: Literal["identity", "top-k", "rand-k"] = Field(
-        "top-k", description="what a client sends of its correction"
+    compressor: Annotated[
+        Literal["identity", "top-k", "rand-k"] | None, BeforeValidator(_unset)
+    ] = Field(
+        None, description="what a client sends; not set: top-k with error feedback, else identity"
     )
     k: _OptionalCount = Field(None, description="entries sent; when set, k-fraction is not used")
     k_fraction: _Fraction = Field(0.01, description="entries sent over d: k = max(1, floor(h d))")
@@ -56,8 +75,37 @@ class Config(BaseModel):
     init: Literal["zero", "full"] = Field(
         "zero", description="a client's first message: compressed (zero) or dense (full)"
     )
-    schedule: Literal["constant", "inv-sqrt", "horizon", "theory"] = Field(
-        "inv-sqrt", description="gamma; gamma/sqrt(k+1); gamma/sqrt(K+1); the theorem's own step"
+    feedback: Annotated[Literal["ef21", "none"] | None, BeforeValidator(_unset)] = Field(
+        None, description="error feedback, or none; not set: the method's"
+    )
+    direction: Annotated[
+        Literal["plain", "unit", "power", "clip", "independent"] | None, BeforeValidator(_unset)
+    ] = Field(None, description="the server's; not set: the method's")
+    beta: Annotated[_Fraction | None, BeforeValidator(_unset)] = Field(
+        None, description="power of the norm that is divided by; not set: the method's"
+    )
+    delta: _NotNegative = Field(0.0, description="added to that norm")
+    tau: _NotNegative = Field(1.0, description="its least value (clip, independent)")
+    amplification: _Positive = Field(2.0, description="A: factor of the independent norm")
+    max_step: Annotated[_Positive | None, BeforeValidator(_unset)] = Field(
+        None, description="bound on the length of a step; not set: none"
+    )
+    independent_batch_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="rows of the independent gradient; 0: all"
+    )
+    independent_summary: Annotated[Literal["sketch", "norm"] | None, BeforeValidator(_unset)] = (
+        Field(
+            None,
+            description="what clients send of it: a linear sketch, or its norm alone; "
+            "not set: norm for one client, where it is exact, else sketch",
+        )
+    )
+    sketch_size: _Count = Field(256, description="numbers in a sketch")
+    spider_period: _Count = Field(59, description="rounds between SPIDER's full gradients")
+    replay: _OptionalText = Field(None, description="npz file of recorded rows, see the README")
+    schedule: Literal["constant", "inv-sqrt", "horizon", "theory", "auto"] = Field(
+        "inv-sqrt",
+        description="gamma; gamma/sqrt(k+1); gamma/sqrt(K+1); the theorem's own; from the run",
     )
     step_size: _Positive = Field(1.0, description="gamma or gamma_0; not used by schedule=theory")
     momentum_eta: _Fraction = Field(
@@ -73,15 +121,41 @@ class Config(BaseModel):
         "average", description="batch-norm statistics: averaged densely, or kept by each client"
     )
     problem: Literal[
-        "polynomial", "logistic", "phase-retrieval", "dro", "digits-softmax", "digits-mlp"
+        "polynomial",
+        "logistic",
+        "phase-retrieval",
+        "dro",
+        "digits-softmax",
+        "digits-mlp",
+        "image-softmax",
+        "image-mlp",
+        "image-cnn",
+        "resnet20",
+        "resnet20-gn",
+        "resnet18",
     ] = Field("digits-mlp", description="what is minimized")
     l0: _Positive = Field(4.0, description="L0 of the polynomial")
     l1: _Positive = Field(1.0, description="L1 of the polynomial")
     data: str = Field(
         "breast_cancer",
-        description="logistic: breast_cancer, synthetic, a LIBSVM file, or its name in data-dir",
+        description="logistic: breast_cancer, synthetic, a LIBSVM file, or its name in data-dir; "
+        "image-* and resnet*: mnist, fashion_mnist or cifar10",
     )
     data_dir: _OptionalText = Field(None, description="folder of data files (or FEDEF_DATA)")
+    train_examples: Annotated[int, Field(ge=0)] = Field(
+        0, description="training images used, drawn by the seed; 0: all"
+    )
+    test_examples: Annotated[int, Field(ge=0)] = Field(
+        0, description="test images used, drawn by the seed; 0: all"
+    )
+    eval_examples: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="training images that an evaluation uses: its loss and gradient norm are then "
+        "estimates; 0: all",
+    )
+    normalize: bool = Field(
+        False, description="colour images: subtract ImageNet's mean, divide by its deviation"
+    )
     regularization: Annotated[float, Field(ge=0)] = Field(
         0.1, description="lambda of the logistic problem's nonconvex regularizer"
     )
@@ -123,11 +197,13 @@ class Config(BaseModel):
             For an unknown key (the nearest known one is named) or a value out of range.
         """
         known = known_keys()
-        for key in values:
+        for key, value in values.items():
             if key not in known:
-                near = get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else "see 'fedef keys' for all of them"
+                near = _nearest(key.replace("_", "-"), known)
+                hint = f"did you mean {near!r}?" if near else "see 'fedef keys' for all of them"
                 raise ConfigError(f"unknown key {key!r}; {hint}")
+            if isinstance(value, bool) and not isinstance(_default(key), bool):
+                raise ConfigError(f"{key}: takes no true or false, got {value!r}; see 'fedef keys'")
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -157,6 +233,16 @@ def known_keys() -> list[str]:
     return [_kebab(name) for name in Config.model_fields]
 
 
+def _nearest(word: str, known: list[str]) -> str | None:
+    """The known key that begins with `word`, else the most similar one."""
+    begins = [key for key in known if len(word) > 2 and key.startswith(word)]
+    return next(iter(begins or get_close_matches(word, known, n=1, cutoff=0.5)), None)
+
+
+def _default(key: str) -> Any:
+    return Config.model_fields[key.replace("-", "_")].default
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Flat keys of a TOML file.
 
@@ -180,13 +266,15 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If an item is not ``key=value``.
+        If an item is not ``key=value``, or a key is given twice.
     """
     values: dict[str, Any] = {}
     for item in assignments:
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"expected key=value, got {item!r}; for example num-rounds=50")
+        if key in values:
+            raise ConfigError(f"{key}: given twice, as {values[key]!r} and {text!r}; keep one")
         try:
             values[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

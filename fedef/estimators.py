@@ -1,8 +1,45 @@
-"""What a client estimates its gradient with: the fresh gradient, or a moving average of them."""
+"""What a client estimates its gradient with, from the gradients that it computes.
+
+An estimator is pure: it asks for gradients, and returns the estimate with the memory that the
+next one needs. The memory commits or rolls back with the rest of the client's state.
+"""
 
 from __future__ import annotations
 
-from fedef.vectors import Vector
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedef.problems.base import LocalResult
+from fedef.vectors import IntVector, Vector
+
+Memory = Mapping[str, Vector]
+Oracle = Callable[[Vector, IntVector | None], LocalResult]
+"""Loss and gradient at a point on some rows (None: all)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One estimate."""
+
+    vector: Vector
+    """(d,) what error feedback follows; freshly allocated, the caller may overwrite it."""
+    memory: Memory
+    at_x: LocalResult
+    """Loss and buffers of the pass at x^k."""
+    passes: int
+    """Gradients that were computed of each row."""
+    rows: IntVector | None
+    """The rows that they were of; None: all."""
+
+
+class Estimator(Protocol):
+    """From the point and the round's rows to an estimate."""
+
+    def __call__(
+        self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
+    ) -> Estimate:
+        """Estimate at x^k, k = round - 1; an empty memory is a client's first round."""
 
 
 def momentum(v: Vector | None, gradient: Vector, eta: float) -> Vector:
@@ -14,3 +51,51 @@ def momentum(v: Vector | None, gradient: Vector, eta: float) -> Vector:
     if v is None or eta == 1.0:
         return gradient
     return (1.0 - eta) * v + eta * gradient
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The gradient on the round's rows."""
+
+    def __call__(
+        self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
+    ) -> Estimate:
+        """Grad f_i(x^k; xi^k)."""
+        result = oracle(x, rows)
+        return Estimate(result.gradient, {}, result, 1, rows)
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Moving average of the gradients, weight eta on the new one."""
+
+    eta: float
+
+    def __call__(
+        self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
+    ) -> Estimate:
+        """See `momentum`."""
+        result = oracle(x, rows)
+        v = momentum(memory.get("v"), result.gradient, self.eta)
+        return Estimate(v.copy(), {"v": v}, result, 1, rows)
+
+
+@dataclass(frozen=True)
+class Spider:
+    """v <- v + grad f(x^k; S) - grad f(x^{k-1}; S), and all rows every `period` rounds.
+
+    SPIDER (arXiv:1807.01695, Alg. 1; from memory). A client's first round takes all rows too.
+    """
+
+    period: int
+
+    def __call__(
+        self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
+    ) -> Estimate:
+        """Two gradients on the same rows, or one on all."""
+        if k % self.period == 0 or "v" not in memory:
+            result = oracle(x, None)
+            return Estimate(result.gradient.copy(), {"v": result.gradient, "x": x}, result, 1, None)
+        result = oracle(x, rows)
+        v = memory["v"] + result.gradient - oracle(memory["x"], rows).gradient
+        return Estimate(v.copy(), {"v": v, "x": x}, result, 2, rows)

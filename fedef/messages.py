@@ -17,7 +17,7 @@ UPDATE, NON_FINITE, STATE_MISMATCH, STALE_TASK = (
     "stale-task",
 )
 STATUSES = (UPDATE, NON_FINITE, STATE_MISMATCH, STALE_TASK)
-PAYLOADS = frozenset({"model", "update", "buffers"})
+PAYLOADS = frozenset({"model", "update", "buffers", "sketch"})
 """Fields that are encoded vectors and may be large."""
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bytes": bytes}
 
@@ -83,6 +83,8 @@ class Reply(_Message):
     """f_i(x^k), or its minibatch estimate."""
     examples: int = 0
     """Examples behind the gradient."""
+    evaluations: int = 0
+    """Gradients of single examples that were computed."""
     version: int = 0
     """Round of the last update that the client has committed."""
     digest: bytes = NO_DIGEST
@@ -91,3 +93,5 @@ class Reply(_Message):
     """c_i, encoded."""
     buffers: bytes = b""
     """The client's buffers after the pass, encoded; empty where there are none."""
+    sketch: bytes = b""
+    """Summary of an independent gradient, encoded; empty where the method needs none."""

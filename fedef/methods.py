@@ -1,4 +1,4 @@
-"""The method on one screen: two pure steps, and the papers' names as presets of their pieces."""
+"""A method: five independent choices, and the papers' names as presets of them."""
 
 from __future__ import annotations
 
@@ -8,55 +8,63 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedef import theory
+from fedef.auto_step import AutoStep
 from fedef.compressors import Compressor, make_compressor
 from fedef.config import Config
-from fedef.directions import DIRECTIONS, Direction
+from fedef.directions import Direction
 from fedef.errors import ConfigError
-from fedef.estimators import momentum
+from fedef.estimators import Estimator, Fresh, Momentum, Spider
 from fedef.problems.base import Problem, Smoothness
+from fedef.sampling import Sampler, StreamSampler, read_replay
 from fedef.schedules import Schedule, constant, horizon, inverse_sqrt
+from fedef.steppers import AdaGradNormStep, AdamStep, AutoScheduledStep, ScheduledStep, Stepper
+from fedef.summaries import NormSummary, SketchSummary, Summary
 from fedef.updates import Update
 from fedef.value_formats import FORMATS, ValueFormat, native_format
 from fedef.vectors import Vector
 
 
 def client_step(
-    gradient: Vector,
-    g: Vector,
-    v: Vector | None,
-    *,
-    eta: float | None,
-    compress: Callable[[Vector], Update],
-) -> tuple[Update, Vector | None]:
-    """V <- (1-eta) v + eta grad;  c = C(v - g)   (EF21-SGDM; eta None: EF21, v is the gradient).
+    estimate: Vector, g: Vector | None, *, compress: Callable[[Vector], Update]
+) -> Update:
+    """C = C(v - g)   (EF21, arXiv:2106.05203, Alg. 1); without error feedback (g None) c = C(v).
 
-    Without momentum `gradient` is overwritten by the difference, which spares a pass over it.
     The client adds what the server will decode of c to g once the server has acknowledged it.
+    `estimate` (v) is overwritten by the difference, which spares a pass over memory.
     """
-    if eta is None:
-        return compress(np.subtract(gradient, g, out=gradient)), None
-    v = momentum(v, gradient, eta)
-    return compress(v - g), v
-
-
-def server_step(x: Vector, g: Vector, *, step_size: float, direction: Direction) -> Vector:
-    """X <- x - gamma_k direction(g), in float64, then in the dtype of x."""
-    return (x.astype(np.float64) - step_size * direction(g)).astype(x.dtype)
+    return compress(estimate if g is None else np.subtract(estimate, g, out=estimate))
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a paper's name stands for."""
+    """What a name stands for."""
 
-    momentum: bool
+    estimator: str
+    """fresh, momentum or spider."""
+    feedback: str
+    """ef21, or none: the server uses the participants' estimates of this round alone."""
     direction: str
+    """plain, unit, power, clip or independent; or the server's own rule adam, adagrad-norm."""
+    beta: float = 1.0
+    """The default of key beta."""
 
 
 PRESETS = {
-    "ef21": Preset(momentum=False, direction="plain"),
-    "norm-ef21": Preset(momentum=False, direction="unit"),
-    "ef21-sgdm": Preset(momentum=True, direction="plain"),
-    "norm-ef21-sgdm": Preset(momentum=True, direction="unit"),
+    "ef21": Preset("fresh", "ef21", "plain"),
+    "norm-ef21": Preset("fresh", "ef21", "unit"),
+    "ef21-sgdm": Preset("momentum", "ef21", "plain"),
+    "norm-ef21-sgdm": Preset("momentum", "ef21", "unit"),
+    "gd": Preset("fresh", "none", "plain"),
+    "sgd": Preset("fresh", "none", "plain"),
+    "an-gd": Preset("fresh", "none", "power", beta=2 / 3),
+    "clip-gd": Preset("fresh", "none", "clip"),
+    "clip-sgd": Preset("fresh", "none", "clip"),
+    "nsgd": Preset("fresh", "none", "power"),
+    "nsgdm": Preset("momentum", "none", "power"),
+    "spider": Preset("spider", "none", "power"),
+    "ian-sgd": Preset("fresh", "none", "independent", beta=2 / 3),
+    "adam": Preset("fresh", "none", "adam"),
+    "adagrad-norm": Preset("fresh", "none", "adagrad-norm"),
 }
 
 
@@ -65,16 +73,17 @@ class Method:
     """The pieces that both sides of a run agree on."""
 
     name: str
-    eta: float | None
-    """Momentum parameter in (0, 1]; None: the estimate is the fresh gradient."""
-    local_batch_size: int
-    """Rows per gradient; 0: all of the client's."""
+    estimator: Estimator
+    sampler: Sampler
+    feedback: bool
+    """Whether clients keep g_i and the server the mean of all of them (EF21)."""
     compressor: Compressor
-    direction: Direction
-    schedule: Schedule
+    stepper: Stepper
     value_format: ValueFormat
     dense_start: bool
     """A client's first update is not compressed (g_i^{-1} = its first gradient)."""
+    summary: Summary | None = None
+    """How clients tell the norm of an independent gradient; None: they do not compute one."""
 
 
 def make_method(config: Config, problem: Problem) -> Method:
@@ -83,24 +92,97 @@ def make_method(config: Config, problem: Problem) -> Method:
     Raises
     ------
     ConfigError
-        If k does not fit the dimension or the schedule needs constants that are unknown.
+        If k does not fit the dimension, the schedule needs constants that are unknown, or pieces
+        do not fit each other.
     """
     preset = PRESETS[config.method]
+    feedback = config.feedback or preset.feedback
     compressor = make_compressor(
-        config.compressor, problem.dimension, k=config.k, k_fraction=config.k_fraction
+        config.compressor or ("top-k" if feedback == "ef21" else "identity"),
+        problem.dimension,
+        k=config.k,
+        k_fraction=config.k_fraction,
     )
+    if config.method == "gd" and config.local_batch_size:
+        raise ConfigError(
+            f"method=gd takes all rows, got local-batch-size={config.local_batch_size}; use sgd"
+        )
+    direction = _direction(config, preset)
     return Method(
         name=config.method,
-        eta=config.momentum_eta if preset.momentum else None,
-        local_batch_size=config.local_batch_size,
+        estimator=_estimator(config, preset),
+        sampler=_sampler(config),
+        feedback=feedback == "ef21",
         compressor=compressor,
-        direction=DIRECTIONS[preset.direction],
-        schedule=_schedule(config, problem, compressor),
+        stepper=_stepper(config, preset, problem, compressor, direction),
         value_format=native_format(problem.dtype)
         if config.value_format == "auto"
         else FORMATS[config.value_format],
-        dense_start=config.init == "full",
+        dense_start=config.init == "full" and feedback == "ef21",
+        summary=_summary(config, len(problem.num_examples)) if direction.independent else None,
     )
+
+
+def _estimator(config: Config, preset: Preset) -> Estimator:
+    makers: dict[str, Callable[[], Estimator]] = {
+        "fresh": Fresh,
+        "momentum": lambda: Momentum(config.momentum_eta),
+        "spider": lambda: Spider(config.spider_period),
+    }
+    return makers[preset.estimator]()
+
+
+def _sampler(config: Config) -> Sampler:
+    if config.replay is not None:
+        return read_replay(config.replay)
+    sizes = {"minibatch": config.local_batch_size, "independent": config.independent_batch_size}
+    return StreamSampler(config.seed, sizes)
+
+
+def _summary(config: Config, num_clients: int) -> Summary:
+    kind = config.independent_summary or ("norm" if num_clients == 1 else "sketch")
+    if kind == "norm":
+        return NormSummary()
+    return SketchSummary(config.seed, config.sketch_size)
+
+
+def _direction(config: Config, preset: Preset) -> Direction:
+    name = config.direction or preset.direction
+    power = name == "power"
+    return Direction(
+        name=name,
+        beta=preset.beta if config.beta is None else config.beta,
+        delta=config.delta,
+        tau=0.0 if power else config.tau,
+        amplification=config.amplification,
+    )
+
+
+def _stepper(
+    config: Config,
+    preset: Preset,
+    problem: Problem,
+    compressor: Compressor,
+    direction: Direction,
+) -> Stepper:
+    if config.schedule == "auto":
+        if direction.name not in ("plain", "unit"):
+            raise ConfigError(
+                f"schedule=auto: needs direction=plain or unit, got {direction.name}; "
+                "use schedule=constant or inv-sqrt with a step-size"
+            )
+        rule = AutoStep(
+            normalized=direction.name == "unit",
+            eta=config.momentum_eta if preset.estimator == "momentum" else 1.0,
+            noisy=config.local_batch_size > 0,
+        )
+        return AutoScheduledStep(rule, direction)
+    schedule = _schedule(config, problem, compressor)
+    if direction.name == "adam":
+        return AdamStep(schedule)
+    if direction.name == "adagrad-norm":
+        return AdaGradNormStep(schedule)
+    return ScheduledStep(schedule, direction, config.max_step)
 
 
 def _schedule(config: Config, problem: Problem, compressor: Compressor) -> Schedule:
@@ -125,10 +207,10 @@ def _theory(config: Config, problem: Problem, alpha: float) -> Schedule:
             "schedule=theory: the theorems need participation=1 and local-batch-size=0 (exact "
             f"gradients), got {config.participation} and {config.local_batch_size}"
         )
-    if config.method not in _THEORY:
+    if config.method not in _THEORY or config.direction or config.feedback:
         raise ConfigError(
-            f"schedule=theory: known for {' and '.join(_THEORY)}, got method={config.method}; "
-            "use schedule=constant or inv-sqrt with a step-size"
+            f"schedule=theory: known for {' and '.join(_THEORY)} as they are, got "
+            f"method={config.method}; use schedule=constant or inv-sqrt with a step-size"
         )
     return _THEORY[config.method](constants, alpha, len(problem.num_examples), config.num_rounds)
 

@@ -1,8 +1,9 @@
 """From a round's report to its line in rounds.jsonl, and from a run to its summary.
 
 A line describes the model *after* its round: ``loss``, ``grad-norm`` and ``test-accuracy`` are
-null in rounds that are not evaluated (key ``eval-every``). ``train-loss`` is what the
-participants reported of the model they got. All byte counts are of this round alone.
+null in rounds that are not evaluated (key ``eval-every``), and always where buffers stay local.
+``train-loss`` is what the participants reported of the model they got. All byte counts are of
+this round alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from fedef.server_session import RoundReport, ServerSession
 from fedef.vectors import Vector
 
 Line = dict[str, Any]
-_SUMMED = ("uplink-bytes", "downlink-bytes", "envelope-bytes", "bound-bytes", "refused", "seconds")
+_SUMMED = (
+    "uplink-bytes",
+    "downlink-bytes",
+    "envelope-bytes",
+    "bound-bytes",
+    "gradient-evaluations",
+    "refused",
+    "seconds",
+)
 
 
 class Recorder:
@@ -67,6 +76,8 @@ class Recorder:
             "downlink-bytes": report.downlink_bytes,
             "envelope-bytes": envelope_bytes,
             "bound-bytes": report.bound_bytes,
+            "gradient-evaluations": report.gradient_evaluations,
+            "independent-norm": _number(report.independent_norm),
             "seconds": round(seconds, 6),
         }
         self._folder.append_round(line)
@@ -78,7 +89,8 @@ class Recorder:
         `status`: completed, interrupted or diverged.
         """
         evaluation = self._evaluate(server)
-        if not isfinite(evaluation.loss) and status == "completed":
+        unknown = _has_local_buffers(self._experiment)
+        if not isfinite(evaluation.loss) and not unknown and status == "completed":
             status = "diverged"
         config = self._experiment.config
         lines = list(self._folder.rounds())
@@ -102,20 +114,35 @@ class Recorder:
             "dimension": server.x.size,
             "model-sha256": model_sha256(server.x),
         }
-        self._folder.write_model(self._experiment.problem.named_arrays(server.x, server.buffers))
+        self._folder.write_model(named_model(self._experiment, server))
         self._folder.write_summary(summary)
         return summary
 
     def _evaluate(self, server: ServerSession) -> Evaluation:
         if self._evaluated is None or self._evaluated[0] != server.round:
-            buffers = server.buffers
-            if self._experiment.config.buffers == "local":
-                buffers = self._experiment.problem.initial_buffers()
-            evaluation = self._experiment.problem.evaluate(
-                server.x, weights=self._weights, buffers=buffers
-            )
+            evaluation = Evaluation(nan, None, None)
+            if not _has_local_buffers(self._experiment):
+                evaluation = self._experiment.problem.evaluate(
+                    server.x, weights=self._weights, buffers=server.buffers
+                )
             self._evaluated = (server.round, evaluation)
         return self._evaluated[1]
+
+
+def named_model(experiment: Experiment, server: ServerSession) -> dict[str, Vector]:
+    """Return the server's model by its parts' names.
+
+    Buffers that stay local are not on the server: they have the values of the start.
+    """
+    local = _has_local_buffers(experiment)
+    buffers = experiment.problem.initial_buffers() if local else server.buffers
+    return experiment.problem.named_arrays(server.x, buffers)
+
+
+def _has_local_buffers(experiment: Experiment) -> bool:
+    """Whether each client's model is another one, which the server cannot evaluate."""
+    local = experiment.config.buffers == "local"
+    return local and experiment.problem.initial_buffers().size > 0
 
 
 def model_sha256(x: Vector) -> str:

@@ -46,13 +46,8 @@ class RunFolder:
             If a run is already there, or the folder cannot be written.
         """
         folder = cls(path)
-        if folder.config_path.exists():
-            raise ConfigError(
-                f"out: {str(path)!r} already holds a run; choose another folder, "
-                "or go on with it by --resume"
-            )
+        folder.require_new()
         try:
-            path.mkdir(parents=True, exist_ok=True)
             write_atomically(folder.config_path, tomli_w.dumps(config.to_flat()).encode())
             folder._write_json("environment.json", {"engine": engine, **environment()})
             folder.rounds_path.touch()
@@ -61,6 +56,26 @@ class RunFolder:
                 f"out: cannot write to {str(path)!r}: {error.strerror}; choose another folder"
             ) from None
         return folder
+
+    def require_new(self) -> None:
+        """Make the folder, which must not hold a run.
+
+        Raises
+        ------
+        ConfigError
+            If a run is already there, or the folder cannot be made.
+        """
+        if self.config_path.exists() or self.rounds_path.exists():
+            raise ConfigError(
+                f"out: {str(self.path)!r} already holds a run; choose another folder, "
+                "or go on with it by --resume"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"out: cannot write to {str(self.path)!r}: {error.strerror}; choose another folder"
+            ) from None
 
     @classmethod
     def open(cls, path: Path) -> tuple[Self, Config]:
@@ -100,6 +115,21 @@ class RunFolder:
     def checkpoint_path(self) -> Path:
         """The state's file."""
         return self.path / "checkpoint.fdf"
+
+    def require_checkpoint(self) -> None:
+        """Check that there is a checkpoint to go on from.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        if not self.checkpoint_path.exists():
+            raise ConfigError(
+                f"resume: {str(self.path)!r} has no checkpoint.fdf: the run ended before its first "
+                "one (see --checkpoint-every), or was one of Flower's, which keep none; start it "
+                f"again with --config {str(self.config_path)!r}"
+            )
 
     def append_round(self, line: Mapping[str, Any]) -> None:
         """Append one line to rounds.jsonl and hand it to the operating system."""
@@ -145,6 +175,15 @@ class RunFolder:
             )
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.rounds_path, text.encode())
+
+    def sync_rounds(self) -> None:
+        """Have rounds.jsonl on the disk itself, which `append_round` leaves to the system."""
+        with self.rounds_path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
+    def remove_summary(self) -> None:
+        """Remove the result of a run that goes on: a kill must not leave the old one."""
+        self.summary_path.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""

@@ -12,11 +12,12 @@ from fedef.codec import Decoded, decode, decode_dense, encode_dense
 from fedef.compressors import Identity
 from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
-from fedef.methods import Method, server_step
+from fedef.methods import Method
 from fedef.participation import participants
 from fedef.problems.base import Problem
 from fedef.randomness import stream_seed
 from fedef.state import NO_DIGEST, ClientRecord, ServerState, next_digest
+from fedef.steppers import Moment, Step
 from fedef.updates import Update, add_weighted
 from fedef.vectors import Vector, is_finite, norm
 
@@ -49,6 +50,10 @@ class RoundReport:
     """Bytes of all encoded models and buffers that were sent out."""
     bound_bytes: int
     """The papers' uplink figure: values only, positions free."""
+    gradient_evaluations: int
+    """Gradients of single examples behind the accepted updates."""
+    independent_norm: float | None
+    """The server's estimate of ||mean g'_i||, where the method asks for it."""
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -62,6 +67,8 @@ class _Accepted:
     buffers: Vector
     loss: float
     digest: bytes
+    summary: Vector | None
+    evaluations: int
 
 
 class ServerSession:
@@ -85,7 +92,7 @@ class ServerSession:
         self._participation = participation
         self._weights = _checked_weights(weights)
         self._total_weight = float(np.add.reduce(np.array(self._weights, dtype=np.float64)))
-        self._state = state or initial_server_state(problem, local_buffers=local_buffers)
+        self._state = state or initial_server_state(problem, method, local_buffers=local_buffers)
         self._records = dict(self._state.records)
         self._refusals = Counter(self._state.refusals or {})
         self._tasks: dict[int, Task] = {}
@@ -155,7 +162,7 @@ class ServerSession:
         StateMismatch
             If the client does not hold the state that the server's mean contains.
         """
-        self._uplink_bytes += len(reply.update) + len(reply.buffers)
+        self._uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
         reason = self._judge(reply)
         if reason is not None:
             self.refuse(reason)
@@ -175,25 +182,28 @@ class ServerSession:
         """
         if not self._open:
             raise FedefError("no round is open; call begin_round first")
-        total = self._state.total.copy()
         accepted = sorted(self._accepted.items())
-        add_weighted(total, [(self._weights[client], reply.update) for client, reply in accepted])
+        total = self._new_total()
         g = total / self._total_weight
-        step_size = self._method.schedule(self._state.round)
-        x = server_step(self.x, g, step_size=step_size, direction=self._method.direction)
-        if not is_finite(x):
+        step = Step(self.x, 0.0, self._state.memory)
+        independent_norm = self._independent_norm()
+        if self._method.summary is None or independent_norm is not None:
+            moment = Moment(self._state.round, self.x, g, independent_norm)
+            step = self._method.stepper.step(self._state.memory, moment)
+        if not is_finite(step.x):
             raise Diverged(
                 f"round {self._state.round + 1}: the model is no longer finite; "
                 "try a smaller step-size or a normalized method (method=norm-ef21)"
             )
-        report = self._report(step_size, norm(g))
+        report = self._report(step.step_size, norm(g), independent_norm)
         for client, reply in accepted:
             self._records[client] = ClientRecord(report.round, reply.digest)
         self._refusals.update(self._round_refusals)
         self._state = replace(
             self._state,
             round=report.round,
-            x=x,
+            x=step.x,
+            memory=step.memory,
             buffers=self._averaged_buffers(),
             total=total,
             uplink_bytes=self._state.uplink_bytes + report.uplink_bytes,
@@ -254,8 +264,18 @@ class ServerSession:
             buffers = decode_dense(reply.buffers, self.buffers.size)
         elif reply.buffers:
             raise CorruptPayload("buffers where none are expected")
+        summary = None
+        if self._method.summary is not None:
+            summary = self._method.summary.decode(reply.sketch)
+        elif reply.sketch:
+            raise CorruptPayload("a sketch where none is expected")
         return _Accepted(
-            decoded.update, buffers, reply.loss, next_digest(task.digest, reply.update)
+            update=decoded.update,
+            buffers=buffers,
+            loss=reply.loss,
+            digest=next_digest(task.digest, reply.update),
+            summary=summary,
+            evaluations=max(0, reply.evaluations),
         )
 
     def _check_form(self, decoded: Decoded, expected: str, reply: Reply) -> None:
@@ -269,7 +289,33 @@ class ServerSession:
         ):
             raise CorruptPayload("the positions are not those that the shared seed draws")
 
-    def _report(self, step_size: float, estimate_norm: float) -> RoundReport:
+    def _new_total(self) -> Vector:
+        """sum_i w_i g_i with this round's updates in it.
+
+        Without error feedback it holds the participants of this round alone, scaled to the weight
+        of all clients, so that total / sum w is their weighted mean.
+        """
+        terms = [(self._weights[c], reply.update) for c, reply in sorted(self._accepted.items())]
+        total = self._state.total.copy() if self._method.feedback else np.zeros(self.x.size)
+        add_weighted(total, terms)
+        if not self._method.feedback:
+            weight = sum(weight for weight, _ in terms)
+            total *= self._total_weight / weight if weight > 0 else 0.0
+        return total
+
+    def _independent_norm(self) -> float | None:
+        """Norm of the weighted mean of the independent gradients; None without any weight."""
+        summary = self._method.summary
+        parts = [(self._weights[c], r.summary) for c, r in sorted(self._accepted.items())]
+        weight = sum(weight for weight, _ in parts)
+        if summary is None or weight == 0:
+            return None
+        mean = sum((w / weight) * part.astype(np.float64) for w, part in parts if part is not None)
+        return summary.norm(np.asarray(mean))
+
+    def _report(
+        self, step_size: float, estimate_norm: float, independent_norm: float | None
+    ) -> RoundReport:
         accepted = sorted(self._accepted)
         weights = [self._weights[client] for client in accepted]
         loss = None
@@ -290,6 +336,8 @@ class ServerSession:
             bound_bytes=sum(
                 self._accepted[client].update.values.size * value_bytes for client in accepted
             ),
+            gradient_evaluations=sum(self._accepted[client].evaluations for client in accepted),
+            independent_norm=independent_norm,
         )
 
     def _averaged_buffers(self) -> Vector:
@@ -303,15 +351,17 @@ class ServerSession:
         return mean.astype(self.buffers.dtype)
 
 
-def initial_server_state(problem: Problem, *, local_buffers: bool) -> ServerState:
+def initial_server_state(problem: Problem, method: Method, *, local_buffers: bool) -> ServerState:
     """x^0, g = 0, nobody seen."""
     empty = np.empty(0, dtype=problem.dtype)
+    x = problem.initial_point()
     return ServerState(
         round=0,
-        x=problem.initial_point(),
+        x=x,
         buffers=empty if local_buffers else problem.initial_buffers(),
         total=np.zeros(problem.dimension, dtype=np.float64),
         records={},
+        memory=method.stepper.init(x),
     )
 
 

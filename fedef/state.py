@@ -35,7 +35,7 @@ class Pending:
     """The round of the task that it answered."""
     g: Update
     """The entries of g_i once the update is committed: what was, plus what the server decodes."""
-    v: Vector | None
+    memory: Mapping[str, Vector]
     buffers: Vector
     digest: bytes
     """The chain's value after this update."""
@@ -48,8 +48,8 @@ class ClientState:
     g: Vector
     """(d,) of the problem's dtype: the server's estimate of this client's gradient. The one
     exception to immutability: a commit writes into it, so an older state must not be used."""
-    v: Vector | None
-    """(d,) momentum; None before the first committed update, or without momentum."""
+    memory: Mapping[str, Vector]
+    """The estimator's, by name: (d,) momentum v, last point x; empty before the first commit."""
     buffers: Vector
     """(b,) the client's own buffers with buffers=local, else empty."""
     version: int = 0
@@ -77,7 +77,7 @@ class ClientState:
             self.pending.g.overwrite(self.g)
             return replace(
                 self,
-                v=self.pending.v,
+                memory=self.pending.memory,
                 buffers=self.pending.buffers,
                 version=acked,
                 digest=digest,
@@ -98,8 +98,7 @@ class ClientState:
             "digest": self.digest.hex(),
             "round": self.round,
         }
-        if self.v is not None:
-            arrays["v"] = self.v
+        arrays |= {f"memory.{name}": vector for name, vector in self.memory.items()}
         if self.pending is not None:
             update = self.pending.g
             facts["pending"] = {
@@ -112,8 +111,7 @@ class ClientState:
             arrays["pending.buffers"] = self.pending.buffers
             if update.indices is not None:
                 arrays["pending.indices"] = update.indices
-            if self.pending.v is not None:
-                arrays["pending.v"] = self.pending.v
+            arrays |= {f"pending.memory.{name}": v for name, v in self.pending.memory.items()}
         return {**arrays, "facts": _json_array(facts)}
 
     @classmethod
@@ -138,13 +136,13 @@ class ClientState:
                         arrays.get("pending.indices"),
                         of["seed"],
                     ),
-                    v=arrays.get("pending.v"),
+                    memory=_named(arrays, "pending.memory."),
                     buffers=arrays["pending.buffers"],
                     digest=bytes.fromhex(of["digest"]),
                 )
             return cls(
                 g=np.array(arrays["g"]),
-                v=arrays.get("v"),
+                memory=_named(arrays, "memory."),
                 buffers=arrays["buffers"],
                 version=int(facts["version"]),
                 digest=bytes.fromhex(facts["digest"]),
@@ -182,6 +180,8 @@ class ServerState:
     """(d,) float64: sum_i w_i g_i over all clients, weights not normalized."""
     records: Mapping[int, ClientRecord]
     """By client; a client without a record has g_i = 0."""
+    memory: Arrays
+    """What the stepper keeps, by name."""
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     refusals: Mapping[str, int] | None = None
@@ -204,6 +204,7 @@ class ServerState:
             "clients": np.array(clients, dtype=np.int64),
             "versions": np.array([self.records[c].version for c in clients], dtype=np.int64),
             "facts": _json_array(facts),
+            **{f"memory.{name}": array for name, array in self.memory.items()},
         }
 
     @classmethod
@@ -232,6 +233,7 @@ class ServerState:
                     client: ClientRecord(version, bytes.fromhex(digest))
                     for client, version, digest in rows
                 },
+                memory=_named(arrays, "memory."),
                 uplink_bytes=int(facts["uplink_bytes"]),
                 downlink_bytes=int(facts["downlink_bytes"]),
                 refusals={str(k): int(v) for k, v in facts["refusals"].items()},
@@ -241,6 +243,11 @@ class ServerState:
                 f"server state: {error!r} is missing or malformed; it was not written by fedef, "
                 "or by another version: start the run again"
             ) from None
+
+
+def _named(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    """Arrays whose name starts with `prefix`, by the rest of it."""
+    return {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
 
 
 def _json_array(facts: Mapping[str, Any]) -> NDArray[np.uint8]:

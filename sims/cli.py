@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedef import ensure_ours
 from fedef.config import Config, parse_assignments, read_toml
@@ -86,7 +87,7 @@ def keys() -> None:
     defaults = Config().to_flat()
     for name, field in Config.model_fields.items():
         key = name.replace("_", "-")
-        table.add_row(f"[bold]{key}[/bold]", str(defaults[key]), field.description)
+        table.add_row(Text(key, "bold"), str(defaults[key]), Text(field.description or ""))
     _out.print(table)
 
 
@@ -205,7 +206,7 @@ def _show(summary: Line, folder: Path) -> None:
         "folder": str(folder),
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(Text(name, "bold"), Text(value))
     _out.print(table)
 
 
@@ -221,14 +222,22 @@ def _size(count: float) -> str:
     return f"{count:.4g} GB"
 
 
+def _fail(message: str) -> NoReturn:
+    """End with one line; as text, since what a user typed may look like rich's markup."""
+    line = Text.assemble(("error", "bold red"), " ", message)
+    _err.print(line, highlight=False, soft_wrap=True)
+    sys.exit(EXIT_ERROR)
+
+
 def main() -> None:
     """Run the command line; an error on purpose is one line and exit status 1."""
     try:
         ensure_ours()
         app()
     except FedefError as error:
-        _err.print(f"[bold red]error[/bold red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(EXIT_ERROR)
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder that was removed meanwhile
+        _fail(f"{error}; check the disk and the folder's permissions")
     except KeyboardInterrupt:
         _err.print("interrupted")
         sys.exit(EXIT_INTERRUPTED)

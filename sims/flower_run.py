@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedef.config import OUT_KEY, Config
-from fedef.errors import ConfigError, FedefError
+from fedef.errors import FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
 from fedef.run_folder import RunFolder
 from sims.flower_engine import flwr_run, write_app
 
 OnRound = Callable[[Line], None]
+_EMBEDDED = ("breast_cancer", "synthetic")  # names that go before files of the same name
 _PATH_KEYS = ("data-dir", "instance", "initial-point")
 
 
@@ -40,8 +42,7 @@ def run_flower(config: Config, out: Path, *, on_round: OnRound = _ignore) -> Lin
     experiment = Experiment.build(config)
     out = out.resolve()
     folder = RunFolder(out)
-    if folder.config_path.exists():
-        raise ConfigError(f"out: {str(out)!r} already holds a run; choose another folder")
+    folder.require_new()
     watcher = _Watcher(folder, on_round)
     flat = {**config.to_flat(), OUT_KEY: str(out)}
     with tempfile.TemporaryDirectory(prefix="fedef-app-") as app:
@@ -88,6 +89,9 @@ def _with_absolute_paths(config: Config) -> Config:
     for key in _PATH_KEYS:
         if flat[key]:
             flat[key] = str(Path(str(flat[key])).resolve())
-    if Path(str(flat["data"])).is_file():
+    folder = os.environ.get("FEDEF_DATA")
+    if folder and not Path(folder).is_absolute() and not flat["data-dir"]:
+        flat["data-dir"] = str(Path(folder).resolve())
+    if flat["data"] not in _EMBEDDED and Path(str(flat["data"])).is_file():
         flat["data"] = str(Path(str(flat["data"])).resolve())
     return Config.from_flat(flat)

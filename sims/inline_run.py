@@ -68,16 +68,22 @@ def resume_inline(
     Raises
     ------
     ConfigError
-        If the folder or its checkpoint is missing, corrupt or of another configuration, or the
-        schedule depends on the number of rounds and that was changed.
+        If the folder or its checkpoint is missing, corrupt or of another configuration, more
+        rounds are done than wanted, or the schedule depends on their number and that was changed.
     """
     folder, config = RunFolder.open(out)
     with single_threaded():
         if num_rounds is not None and num_rounds != config.num_rounds:
             config = _longer(config, num_rounds)
-        experiment = Experiment.build(config)
-        engine = load_checkpoint(folder.checkpoint_path, experiment)
+        folder.require_checkpoint()
+        engine = load_checkpoint(folder.checkpoint_path, Experiment.build(config))
+        if engine.server.round > config.num_rounds:
+            raise ConfigError(
+                f"num-rounds: {engine.server.round} rounds are done, got {config.num_rounds}; "
+                "resume with at least as many"
+            )
         folder.truncate_rounds(engine.server.round)
+        folder.remove_summary()
         folder.write_config(config)
         return _run(engine, folder, on_round=on_round, checkpoint_every=checkpoint_every)
 
@@ -109,9 +115,15 @@ def _run(
                 break
             on_round(recorder.round_ended(report, engine.server))
             if checkpoint_every and report.round % checkpoint_every == 0:
-                save_checkpoint(folder.checkpoint_path, engine)
-        save_checkpoint(folder.checkpoint_path, engine)
+                _save(folder, engine)
+        _save(folder, engine)
         return recorder.finish(engine.server, status=status)
+
+
+def _save(folder: RunFolder, engine: InlineEngine) -> None:
+    """Write a checkpoint; first the metrics that it counts on, should the power fail."""
+    folder.sync_rounds()
+    save_checkpoint(folder.checkpoint_path, engine)
 
 
 @contextmanager

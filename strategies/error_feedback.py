@@ -15,10 +15,14 @@ from flwr.serverapp.strategy import Strategy
 from fedef.errors import ConfigError, CorruptPayload, FedefError
 from fedef.experiment import Experiment
 from fedef.messages import Task
+from fedef.recorder import named_model
 from fedef.server_session import RoundReport, ServerSession, client_weights
 from fedef.vectors import Vector
 from strategies.records import content_of, reply_from
 from strategies.wire import envelope_bytes
+
+FAILED_ROUNDS = 3
+"""Rounds in a row in which all clients that were asked failed, before the run stops."""
 
 OnRound = Callable[[RoundReport, ServerSession, int], None]
 
@@ -61,6 +65,7 @@ class ErrorFeedback(Strategy):
         self._start_seconds = start_seconds
         self._nodes: dict[int, int] = {}
         self._sent: dict[int, Message] = {}
+        self._failed_rounds = 0
         self._session: ServerSession | None = None
 
     @property
@@ -79,7 +84,7 @@ class ErrorFeedback(Strategy):
     def initial_arrays(self) -> ArrayRecord:
         """Return the model at the start, by the parameters' names, for `start`."""
         problem = self._experiment.problem
-        return _named(self._experiment, problem.initial_point(), problem.initial_buffers())
+        return _records(problem.named_arrays(problem.initial_point(), problem.initial_buffers()))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -107,13 +112,16 @@ class ErrorFeedback(Strategy):
         Raises
         ------
         FedefError
-            If all clients failed, or a process of the simulation died, which Flower never
-            replaces.
+            If all clients that were asked failed, at the start or in `FAILED_ROUNDS` rounds in
+            a row, or a process of the simulation died, which Flower never replaces.
         """
         arrived = list(replies)
         senders = {node: client for client, node in self._nodes.items()}
         failures = [_reason(message) for message in arrived if message.has_error()]
-        self._stop_on(failures, everybody=len(failures) == len(self._sent))
+        all_failed = bool(failures) and len(failures) == len(self._sent)
+        self._failed_rounds = self._failed_rounds + 1 if all_failed else 0
+        hopeless = self._failed_rounds >= FAILED_ROUNDS or not self.session.state.records
+        self._stop_on(failures, hopeless=all_failed and hopeless)
         for message in arrived:
             if not message.has_error():
                 self._receive(message, senders.get(message.metadata.src_node_id))
@@ -126,7 +134,7 @@ class ErrorFeedback(Strategy):
         )
         if report.train_loss is not None:
             metrics["train-loss"] = report.train_loss
-        return _named(self._experiment, self.session.x, self.session.buffers), metrics
+        return _records(named_model(self._experiment, self.session)), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -183,11 +191,10 @@ class ErrorFeedback(Strategy):
             if reply.has_error():
                 failures.append(_reason(reply))
                 continue
-            facts = reply.content.config_records["partition"]
-            client = int(str(facts["client"]))
-            examples[client] = int(str(facts["examples"]))
+            client, examples_there = _partition(reply)
+            examples[client] = examples_there
             self._nodes[client] = reply.metadata.src_node_id
-        self._stop_on(failures, everybody=bool(failures))
+        self._stop_on(failures, hopeless=bool(failures))
         if sorted(examples) != list(range(n)) or len(nodes) != n:
             raise FedefError(
                 f"expected clients 0 to {n - 1} on {n} nodes, got {sorted(examples)} on "
@@ -213,9 +220,9 @@ class ErrorFeedback(Strategy):
         if reason is not None:
             log(WARNING, "fedef: a reply of client %d was refused: %s", reply.client, reason)
 
-    def _stop_on(self, failures: list[str], *, everybody: bool) -> None:
+    def _stop_on(self, failures: list[str], *, hopeless: bool) -> None:
         dead = [reason for reason in failures if "ActorDied" in reason]
-        if dead or (failures and everybody):
+        if dead or hopeless:
             reason = (dead or failures)[0]
             raise FedefError(f"{len(failures)} clients failed, the first with: {_essence(reason)}")
         for reason in failures:
@@ -228,9 +235,20 @@ class ErrorFeedback(Strategy):
         return downlink + sum(envelope_bytes(message) for message in arrived)
 
 
-def _named(experiment: Experiment, x: Vector, buffers: Vector) -> ArrayRecord:
-    named = experiment.problem.named_arrays(x, buffers)
+def _records(named: dict[str, Vector]) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in named.items()})
+
+
+def _partition(reply: Message) -> tuple[int, int]:
+    """Client and number of examples of a node that answered the query."""
+    try:
+        facts = reply.content.config_records["partition"]
+        return int(str(facts["client"])), int(str(facts["examples"]))
+    except (KeyError, ValueError):
+        raise FedefError(
+            f"node {reply.metadata.src_node_id} did not say which client it is; "
+            "start clients.app there, of the same version"
+        ) from None
 
 
 def _reason(message: Message) -> str:

@@ -27,6 +27,12 @@ def _digits(config: Config) -> Problem:
     return digits.build(config)
 
 
+def _images(config: Config) -> Problem:
+    from fedef.problems import images
+
+    return images.build(config)
+
+
 _BUILDERS: dict[str, Callable[[Config], Problem]] = {
     "polynomial": polynomial.build,
     "logistic": logistic.build,
@@ -34,4 +40,10 @@ _BUILDERS: dict[str, Callable[[Config], Problem]] = {
     "dro": dro.build,
     "digits-softmax": _digits,
     "digits-mlp": _digits,
+    "image-softmax": _images,
+    "image-mlp": _images,
+    "image-cnn": _images,
+    "resnet20": _images,
+    "resnet20-gn": _images,
+    "resnet18": _images,
 }

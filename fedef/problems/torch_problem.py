@@ -48,12 +48,23 @@ class TorchProblem:
         The run's seed.
     x0
         (d,): another initial point.
+    rows_at_once
+        Rows of one pass of `evaluate`, and of `local` where the module has no floating-point
+        buffers: memory then no longer grows with a client's data. The loss must be a mean over
+        rows that do not see each other in those passes; parts are summed in float64. None: all.
+    largest_batch
+        Rows that `local` takes at most where it cannot be split, because the module has buffers.
+        None: any number.
+    evaluated
+        Rows of each client that `evaluate` uses, whose loss and gradient norm are then estimates;
+        a client's may not be empty unless its data are. None: all.
 
     Raises
     ------
     ConfigError
         If the module has no trainable parameter or draws random numbers, a client's inputs and
-        targets differ in length, no client has examples, or `x0` has the wrong shape.
+        targets differ in length, no client has examples, `x0` has the wrong shape, or
+        `rows_at_once` or `evaluated` is out of range.
     """
 
     smoothness: Smoothness | None = None
@@ -68,6 +79,9 @@ class TorchProblem:
         test: Examples | None = None,
         seed: int,
         x0: Vector | None = None,
+        rows_at_once: int | None = None,
+        largest_batch: int | None = None,
+        evaluated: Sequence[IntVector] | None = None,
     ) -> None:
         self.name = name
         with torch.random.fork_rng(devices=[]):
@@ -81,7 +95,10 @@ class TorchProblem:
         self._layout = Layout.of({n: p.detach().numpy() for n, p in named.items()})
         self._buffers = _Buffers(self._module)
         self._loaded: Vector | None = None
+        self._rows_at_once = rows_at_once
+        self._largest_batch = largest_batch
         self._check_sizes()
+        self._evaluated = None if evaluated is None else self._checked_rows(evaluated)
         self._x0 = starting_point(
             x0, self._layout.flatten({n: p.detach().numpy() for n, p in named.items()}, np.float32)
         )
@@ -121,8 +138,20 @@ class TorchProblem:
         """One forward and backward pass in training mode; see `Problem.local`.
 
         An `x` that is read-only is loaded once, however many calls in a row share it.
+
+        Raises
+        ------
+        ConfigError
+            If `buffers` has the wrong shape, or the rows are more than `largest_batch` allows.
         """
         inputs, targets = self._clients[client]
+        count = len(targets) if rows is None else len(rows)
+        if self._buffers0.size and self._largest_batch and count > self._largest_batch:
+            raise ConfigError(
+                f"{self.name}: a pass over {count} rows of client {client} at once, because batch "
+                f"norm cannot be split, needs too much memory; at most {self._largest_batch}: set "
+                "local-batch-size (or the key of the batch in question), or use group norm"
+            )
         if rows is not None:
             chosen = torch.tensor(rows)
             inputs, targets = inputs[chosen], targets[chosen]
@@ -130,7 +159,11 @@ class TorchProblem:
             return LocalResult(0.0, np.zeros(self.dimension, dtype=np.float32), buffers.copy())
         with _OneThread():
             self._load(x, buffers, training=True)
-            loss, gradient = self._differentiate(inputs, targets)
+            # Batch norm means the statistics of all rows given: they stay in one pass.
+            differentiate = (
+                self._differentiate if self._buffers0.size else self._differentiate_in_parts
+            )
+            loss, gradient = differentiate(inputs, targets)
             return LocalResult(loss, gradient, self._buffers.flat())
 
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
@@ -138,12 +171,35 @@ class TorchProblem:
         loss, gradient = 0.0, np.zeros(self.dimension)
         with _OneThread():
             self._load(x, buffers, training=False)
-            for weight, (inputs, targets) in zip(weights, self._clients, strict=True):
+            for client, weight in enumerate(weights):
+                inputs, targets = self._rows_to_evaluate(client)
                 if len(targets):
-                    f_i, gradient_i = self._differentiate(inputs, targets)
+                    f_i, gradient_i = self._differentiate_in_parts(inputs, targets)
                     loss += float(weight) * f_i
                     gradient += weight * gradient_i.astype(np.float64)
             return Evaluation(loss, norm(gradient), self._test_accuracy())
+
+    def _rows_to_evaluate(self, client: int) -> Examples:
+        inputs, targets = self._clients[client]
+        if self._evaluated is None:
+            return inputs, targets
+        rows = self._evaluated[client]
+        return inputs[rows], targets[rows]
+
+    def _differentiate_in_parts(self, inputs: Tensor, targets: Tensor) -> tuple[float, Vector]:
+        """`_differentiate`, `rows_at_once` rows at a time."""
+        size = self._rows_at_once
+        if size is None or len(targets) <= size:
+            return self._differentiate(inputs, targets)
+        loss, gradient = 0.0, np.zeros(self.dimension)
+        for part, part_targets in zip(
+            torch.split(inputs, size), torch.split(targets, size), strict=True
+        ):
+            share = len(part_targets) / len(targets)
+            part_loss, part_gradient = self._differentiate(part, part_targets)
+            loss += share * part_loss
+            gradient += share * part_gradient.astype(np.float64)
+        return loss, gradient.astype(np.float32)
 
     def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[float, Vector]:
         loss = self._loss(self._module(inputs), targets)
@@ -159,8 +215,10 @@ class TorchProblem:
         if self._test is None:
             return None
         inputs, targets = self._test
+        size = self._rows_at_once or max(1, len(targets))
         with torch.no_grad():
-            return float((self._module(inputs).argmax(dim=-1) == targets).double().mean())
+            answers = [self._module(part).argmax(dim=-1) for part in torch.split(inputs, size)]
+            return float((torch.cat(answers) == targets).double().mean())
 
     def _load(self, x: Vector, buffers: Vector, *, training: bool) -> None:
         if self._module.training != training:
@@ -189,13 +247,36 @@ class TorchProblem:
                 )
         if not any(self.num_examples):
             raise ConfigError(f"{self.name}: no client has examples; give data to at least one")
+        if self._rows_at_once is not None and self._rows_at_once < 1:
+            raise ConfigError(
+                f"{self.name}: rows_at_once must be at least 1, got {self._rows_at_once}; "
+                "use None for all rows in one pass"
+            )
+
+    def _checked_rows(self, evaluated: Sequence[IntVector]) -> list[Tensor]:
+        sizes = self.num_examples
+        if len(evaluated) != len(sizes):
+            raise ConfigError(
+                f"{self.name}: evaluated has rows for {len(evaluated)} clients, there are "
+                f"{len(sizes)}; give one array for each"
+            )
+        for client, (rows, size) in enumerate(zip(evaluated, sizes, strict=True)):
+            if (len(rows) == 0) != (size == 0) or (size and not 0 <= min(rows) <= max(rows) < size):
+                raise ConfigError(
+                    f"{self.name}: evaluated of client {client} must be rows from 0 to "
+                    f"{size - 1}, at least one, got {rows[:5]}..."
+                )
+        return [torch.tensor(rows) for rows in evaluated]
 
     def _refuse_randomness(self) -> None:
         """Run one training pass and see whether it moves torch's generator."""
         client = int(np.argmax(self.num_examples))
+        # A client too large for one pass shows it on a few rows.
+        few = min(self.num_examples[client], 32, self._rows_at_once or 32)
+        rows = None if self._rows_at_once is None else np.arange(few)
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
-            self.local(client, self._x0, buffers=self._buffers0)
+            self.local(client, self._x0, rows=rows, buffers=self._buffers0)
             if not torch.equal(before, torch.get_rng_state()):
                 raise ConfigError(
                     f"{self.name}: the module draws random numbers while it trains (dropout?), but "

@@ -6,16 +6,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedef.directions import DIRECTIONS, plain, unit
+from fedef.directions import DIRECTIONS, Direction, plain, unit
+from fedef.errors import ConfigError
 
 DTYPES = (np.float32, np.float64)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
 
 def test_the_names():
-    assert set(DIRECTIONS) == {"plain", "unit"}
-    assert DIRECTIONS["plain"] is plain
-    assert DIRECTIONS["unit"] is unit
+    assert set(DIRECTIONS) == {"plain", "unit", "power", "clip", "independent"}
+    g = np.array([3.0, 4.0])
+    assert Direction("plain").of(g) is g
+    np.testing.assert_array_equal(Direction("unit").of(g), unit(g))
+
+
+@pytest.mark.parametrize("beta", [1 / 3, 2 / 3, 1.0])
+def test_the_family_in_closed_form(beta):
+    """g / max(N + delta, tau)^beta with ||g|| = 5."""
+    g = np.array([3.0, 4.0])
+    power = Direction("power", beta=beta).of(g)
+    np.testing.assert_allclose(power, g / 5**beta, rtol=1e-14)
+    for tau in (1.0, 5.5, 60.0):
+        clip = Direction("clip", beta=beta, delta=0.5, tau=tau).of(g)
+        np.testing.assert_allclose(clip, g / max(5.5, tau) ** beta, rtol=1e-14)
+        independent = Direction("independent", beta=beta, delta=0.5, tau=tau, amplification=2.0)
+        np.testing.assert_allclose(independent.of(g, 7.0), g / max(14.5, tau) ** beta, rtol=1e-14)
+
+
+def test_an_independent_direction_needs_its_norm():
+    with pytest.raises(ConfigError, match="needs the norm"):
+        Direction("independent").of(np.ones(2))
+
+
+def test_a_divisor_of_zero_leaves_x_where_it_is():
+    np.testing.assert_array_equal(Direction("power").of(np.zeros(3)), np.zeros(3))
+    np.testing.assert_array_equal(Direction("independent").of(np.ones(3), 0.0), np.zeros(3))
 
 
 @each_dtype

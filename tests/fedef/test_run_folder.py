@@ -41,6 +41,14 @@ def test_a_run_is_never_overwritten(folder):
     assert folder.config_path.read_bytes() == before
 
 
+def test_metrics_without_a_configuration_are_not_appended_to(folder):
+    write_rounds(folder, (1, 2))
+    folder.config_path.unlink()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        RunFolder.create(folder.path, CONFIG, engine="inline")
+    assert list(folder.rounds()) == lines_of((1, 2))
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"out: cannot write to '.*file/run': Not a directory"):

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -213,6 +214,39 @@ def test_a_run_in_which_everybody_fails_stops_with_the_reason():
         strategy_after(2, tamper=fail)
 
 
+@pytest.mark.parametrize(("failing", "rounds_done"), [(range(3, 5), 6), (range(3, 9), 4)])
+def test_the_only_participant_may_fail_but_not_for_ever(failing, rounds_done):
+    """A failure is a lost reply; three rounds of nothing but failures are a run that is broken."""
+    trained = []
+
+    def fail_for_a_while(message, partition):
+        if message.metadata.message_type != "train":
+            return message
+        trained.append(partition)
+        if len(trained) in failing:
+            return Message(Error(code=2, reason="OSError: disk full"), reply_to=message)
+        return message
+
+    experiment, grid = experiment_and_grid(tamper=fail_for_a_while, participation=0.2)
+    reports = []
+    strategy = ErrorFeedback(experiment, on_round=lambda report, *rest: reports.append(report))
+    stops = pytest.raises(FedefError, match="disk full") if rounds_done < 6 else nullcontext()
+    with stops:
+        strategy.start(grid, strategy.initial_arrays(), num_rounds=6)
+    assert len(reports) == rounds_done
+    assert [report.round for report in reports if not report.accepted] == [3, 4]
+
+
+def test_a_node_that_does_not_say_which_client_it_is_stops_the_run():
+    def silent(message, partition):
+        if message.metadata.message_type.startswith("query") and partition == 1:
+            del message.content["partition"]
+        return message
+
+    with pytest.raises(FedefError, match="did not say which client it is"):
+        strategy_after(1, tamper=silent)
+
+
 def test_a_dead_simulation_process_stops_the_run():
     def die(message):
         return Message(Error(code=0, reason="ray ... ActorDiedError: killed"), reply_to=message)
@@ -267,7 +301,7 @@ def test_the_state_survives_the_context_bit_for_bit():
 def test_messages_survive_the_records():
     task = Task(3, 1, 7, 5, b"12345678", b"model bytes", b"")
     assert task_from(task_content(task)) == task
-    reply = Reply(3, 1, 7, "update", 0.5, 12, 5, b"12345678", b"update bytes", b"")
+    reply = Reply(3, 1, 7, "update", loss=0.5, examples=12, version=5, update=b"update bytes")
     assert reply_from(reply_content(reply)) == reply
     assert reply_from(reply_content(replace(reply, update=b""))) == replace(reply, update=b"")
     with pytest.raises(CorruptPayload, match="record"):

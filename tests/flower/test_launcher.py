@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fedef.config import Config
 from fedef.errors import FedefError
 from sims import flower_engine
 from sims.flower_engine import flwr_run, write_app
+from sims.flower_run import _with_absolute_paths
 
 NODES = 3
 SERVER = """
@@ -238,3 +240,21 @@ def test_written_app_has_the_given_defaults_and_no_code(tmp_path):
     flwr = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert flwr["config"] == config
     assert flwr["components"] == {"serverapp": "strategies.app:app", "clientapp": "clients.app:app"}
+
+
+def test_files_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDEF_DATA", "data")
+    Path("mine.txt").touch()
+    config = _with_absolute_paths(Config.from_flat({"data": "mine.txt", "instance": "a.npz"}))
+    assert config.data == str(tmp_path / "mine.txt")
+    assert config.instance == str(tmp_path / "a.npz")
+    assert config.data_dir == str(tmp_path / "data")
+
+
+def test_a_file_named_like_an_embedded_set_does_not_replace_it(tmp_path, monkeypatch):
+    """Inline the embedded set goes first, so it does on Flower."""
+    monkeypatch.chdir(tmp_path)
+    Path("breast_cancer").touch()
+    config = Config.from_flat({"problem": "logistic", "data": "breast_cancer"})
+    assert _with_absolute_paths(config) == config

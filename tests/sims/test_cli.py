@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from fedef.run_folder import RunFolder
 from sims import cli
 
 FAST = ["problem=logistic", "data=synthetic", "num-clients=4", "partitioner=iid", "num-rounds=3"]
@@ -65,7 +66,7 @@ def test_without_out_a_new_folder_is_made_each_time(tmp_path, called, monkeypatc
 
 
 BAD = {
-    "an unknown key": (["step=1"], "unknown key 'step'; did you mean 'step-size'?"),
+    "an unknown key": (["stepsize=1"], "unknown key 'stepsize'; did you mean 'step-size'?"),
     "an unknown method": (["method=ef22"], "method: input should be 'ef21'"),
     "no assignment": (["method"], "expected key=value, got 'method'"),
     "k = 0": (["k=0"], "k: input should be greater than or equal to 1, got 0"),
@@ -80,6 +81,15 @@ BAD = {
     "an unknown engine": (["--engine", "outboard"], "engine: must be inline or flower"),
     "no folder to resume": (["--resume", "nowhere"], "resume: 'nowhere' holds no run"),
     "a changed resume": (["--resume", "nowhere", "seed=1"], "only num-rounds= may be given"),
+    "a key twice": (["k=1", "seed=0", "k=2"], "k: given twice, as 1 and '2'; keep one"),
+    "true for a number": (["k=true"], "k: takes no true or false, got True"),
+    "what looks like markup": (["[/foo]=1"], "unknown key '[/foo]'; see 'fedef keys'"),
+    "a value like markup": (["method=[red]"], "got '[red]'"),
+    "a file as folder": ([*FAST, "--out", "file"], "out: cannot write to 'file': File exists"),
+    "a file as folder, on Flower": (
+        [*FAST, "--out", "file", "--engine", "flower"],
+        "file': File exists; choose another folder",
+    ),
     "a theory that is unknown": (["schedule=theory"], "constants of problem=digits-mlp are"),
 }
 
@@ -87,6 +97,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_with_the_way_out(name, called, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     settings, expected = BAD[name]
     status, error = called("run", *settings)
     assert status == 1
@@ -95,6 +106,17 @@ def test_bad_input_is_one_line_with_the_way_out(name, called, tmp_path, monkeypa
     assert expected in message[0]
     assert "Traceback" not in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_line(called, tmp_path, monkeypatch):
+    def full(self, line):
+        raise OSError(28, "No space left on device", str(self.rounds_path))
+
+    monkeypatch.setattr(RunFolder, "append_round", full)
+    status, error = called("run", *FAST, "--out", tmp_path / "run")
+    assert status == 1
+    assert "error [Errno 28] No space left on device" in error
+    assert "Traceback" not in error
 
 
 def test_a_corrupt_resume_folder(called, tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedef.config import Config
+from fedef.config import Config, read_toml
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
+from fedef.run_folder import RunFolder
 from sims.engine import InlineEngine
 from sims.inline_run import resume_inline, run_inline
 
@@ -60,7 +61,7 @@ def test_the_folder_says_what_happened(ten_rounds):
         assert summary[name] == sum(line[name] for line in rounds)
     assert all(line["participants"] == 5 for line in rounds)
     assert summary["bound-bytes"] == 10 * 5 * 48 * 4
-    assert Config.from_flat(__import__("tomllib").loads((ten_rounds / "config.toml").read_text()))
+    assert Config.from_flat(read_toml(ten_rounds / "config.toml")) == config()
 
 
 def test_the_model_file_is_the_hashed_model(ten_rounds):
@@ -199,6 +200,39 @@ def test_a_horizon_cannot_be_moved(tmp_path):
     run_inline(config(num_rounds=3, schedule="horizon"), tmp_path / "run")
     with pytest.raises(ConfigError, match="schedule=horizon"):
         resume_inline(tmp_path / "run", num_rounds=6)
+
+
+def test_a_run_cannot_be_resumed_to_fewer_rounds_than_are_done(tmp_path):
+    run_inline(config(num_rounds=3), tmp_path / "run")
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(ConfigError, match="3 rounds are done, got 2"):
+        resume_inline(tmp_path / "run", num_rounds=2)
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path):
+    first = run_inline(config(num_rounds=3), tmp_path / "run")
+    assert resume_inline(tmp_path / "run") == first
+
+
+def test_a_run_without_checkpoint_says_how_to_start_again(tmp_path):
+    RunFolder.create(tmp_path / "run", config(), engine="flower")
+    with pytest.raises(
+        ConfigError, match=r"no checkpoint\.fdf.*start it again with --config .*run"
+    ):
+        resume_inline(tmp_path / "run")
+
+
+def test_a_resumed_run_that_is_killed_leaves_no_result_of_the_first_part(tmp_path):
+    run_inline(config(num_rounds=3), tmp_path / "run")
+
+    def kill(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resume_inline(tmp_path / "run", num_rounds=6, on_round=kill)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert resume_inline(tmp_path / "run")["rounds"] == 6
 
 
 def test_a_folder_is_not_overwritten(tmp_path):

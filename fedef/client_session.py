@@ -73,10 +73,14 @@ class ClientSession:
             )
         if task.round < self.state.round:
             return self._reply(task, STALE_TASK)
+        repeated = task.round == self.state.round
         try:
             state = self._base(task)
         except StateMismatch:
             return self._reply(task, STATE_MISMATCH)
+        if not repeated:
+            # A commit has written into g: from here on the state must say so, whatever happens.
+            self.state = state
         return self._step(task, state)
 
     def _base(self, task: Task) -> ClientState:
@@ -108,12 +112,14 @@ class ClientSession:
                 compress=partial(self._compressor(state).compress, seed=self._drawn(task.round)),
             )
             sketch, independent = self._summarized(x, buffers, task.round)
+            update = quantized(update, method.value_format)
+            after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
+            require_finite("g_i", after.values)
+            require_finite("buffers", estimate.at_x.buffers)
         except NonFiniteVector:
             self.state = replace(state, round=task.round)
             return self._reply(task, NON_FINITE)
-        update = quantized(update, method.value_format)
         payload = encode(update, method.value_format, round=task.round)
-        after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
         own = estimate.at_x.buffers if self._local_buffers else state.buffers
         digest = next_digest(state.digest, payload)
         pending = Pending(task.round, after, estimate.memory, own, digest)

@@ -55,7 +55,7 @@ class Task(_Message):
     """What the server asks of one client in one round."""
 
     run_id: int
-    """63 bits that tell this run from any other."""
+    """63 bits of the configuration's hash: runs of one configuration share it."""
     client: int
     """0 to n - 1."""
     round: int

@@ -207,6 +207,11 @@ def _theory(config: Config, problem: Problem, alpha: float) -> Schedule:
             "schedule=theory: the theorems need participation=1 and local-batch-size=0 (exact "
             f"gradients), got {config.participation} and {config.local_batch_size}"
         )
+    if config.value_format not in ("auto", "float64", native_format(problem.dtype).name):
+        raise ConfigError(
+            f"schedule=theory: alpha does not cover rounding, got value-format="
+            f"{config.value_format}; use value-format=auto"
+        )
     if config.method not in _THEORY or config.direction or config.feedback:
         raise ConfigError(
             f"schedule=theory: known for {' and '.join(_THEORY)} as they are, got "

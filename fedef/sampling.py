@@ -69,14 +69,16 @@ class ReplaySampler:
 
 
 def read_replay(path: str) -> ReplaySampler:
-    """Recorded rows of an npz file: `minibatch` and optionally `independent`, integers of shape
-    (K, n, B), or (K, B) for one client.
+    """Recorded rows of an npz file.
+
+    It holds `minibatch` and optionally `independent`: integers of shape (K, n, B) for K rounds and
+    n clients, or (K, B) for one client.
 
     Raises
     ------
     ConfigError
         If the file is unusable.
-    """  # noqa: D205 - the first sentence needs both lines
+    """
     arrays = read_npz("replay", path, ["minibatch"], ["independent"])
     recorded: dict[str, IntVector] = {}
     for name in ("minibatch", "independent"):

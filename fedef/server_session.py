@@ -21,6 +21,9 @@ from fedef.steppers import Moment, Step
 from fedef.updates import Update, add_weighted
 from fedef.vectors import Vector, is_finite, norm
 
+LARGEST_VALUE = 1e150
+"""Values beyond it are refused: one of them must not overflow the mean or its squared norm."""
+
 
 class Diverged(FedefError, ArithmeticError):  # noqa: N818 - names a condition
     """The next model would not be finite; the last finite one is kept."""
@@ -138,12 +141,16 @@ class ServerSession:
         ------
         FedefError
             If the last round was not ended.
+        ConfigError
+            If a client does not exist.
         """
         if self._open:
             raise FedefError("the last round is still open; call end_round first")
         round = self._state.round + 1
         if clients is None:
             clients = participants(self._seed, round, len(self._weights), self._participation)
+        for client in clients:
+            self._require_client(client)
         model = encode_dense(self.x, round=round)
         buffers = encode_dense(self.buffers, round=round) if self.buffers.size else b""
         self._tasks = {
@@ -190,7 +197,7 @@ class ServerSession:
         if self._method.summary is None or independent_norm is not None:
             moment = Moment(self._state.round, self.x, g, independent_norm)
             step = self._method.stepper.step(self._state.memory, moment)
-        if not is_finite(step.x):
+        if not (is_finite(step.x) and all(is_finite(kept) for kept in step.memory.values())):
             raise Diverged(
                 f"round {self._state.round + 1}: the model is no longer finite; "
                 "try a smaller step-size or a normalized method (method=norm-ef21)"
@@ -217,6 +224,12 @@ class ServerSession:
         record = self._record(client)
         return Task(self._run_id, client, round, record.version, record.digest, model, buffers)
 
+    def _require_client(self, client: int) -> None:
+        if not 0 <= client < len(self._weights):
+            raise ConfigError(
+                f"begin_round: client must be in [0, {len(self._weights)}), got {client}"
+            )
+
     def _record(self, client: int) -> ClientRecord:
         return self._records.get(client, ClientRecord(0, NO_DIGEST))
 
@@ -239,6 +252,8 @@ class ServerSession:
                 "was restored from an older checkpoint. Restore both sides from the same "
                 "checkpoint, or start the run again"
             )
+        if (reply.version, reply.digest) != (task.acked, task.digest):
+            return "stale"  # made on another base, in another run of the same configuration say
         if reply.status == NON_FINITE:
             return "non-finite"
         if reply.status != UPDATE:
@@ -259,6 +274,8 @@ class ServerSession:
         self._check_form(decoded, compressor.kind, reply)
         if not np.isfinite(reply.loss):
             raise CorruptPayload("the loss is not finite")
+        if float(np.max(np.abs(decoded.update.values), initial=0.0)) > LARGEST_VALUE:
+            raise CorruptPayload(f"a value is beyond {LARGEST_VALUE:g}")
         buffers = np.empty(0, dtype=self.x.dtype)
         if self.buffers.size:
             buffers = decode_dense(reply.buffers, self.buffers.size)

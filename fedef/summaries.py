@@ -28,8 +28,11 @@ class Summary(Protocol):
 
 @dataclass(frozen=True)
 class SketchSummary:
-    """A linear sketch of g' from a seed that all clients share: the mean of the sketches is the
-    sketch of the mean, so the squared norm is unbiased under any heterogeneity. See `sketch`."""  # noqa: D205, D209 - one sentence on two lines
+    """A linear sketch of g' from a seed that all clients share; see `sketch`.
+
+    The mean of the sketches is the sketch of the mean, so the squared norm is unbiased under any
+    heterogeneity.
+    """
 
     seed: int
     size: int
@@ -51,8 +54,10 @@ class SketchSummary:
 
 @dataclass(frozen=True)
 class NormSummary:
-    """The number ||g'_i|| alone: exact for one client. The mean of norms is at least the norm of
-    the mean, and under heterogeneity many times it."""  # noqa: D205, D209 - two sentences
+    """The number ||g'_i|| alone: exact for one client.
+
+    The mean of norms is at least the norm of the mean, and under heterogeneity many times it.
+    """
 
     def encode(self, gradient: Vector, *, round: int) -> bytes:
         """32 bytes."""

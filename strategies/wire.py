@@ -32,6 +32,5 @@ def _unhashed(message: Message) -> Message:
                 }
             )
         content[name] = copy
-    # Flower knows this form at run time; its public overloads do not list it.
-    copied: Message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
+    copied: Message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]  # known to Flower at run time, not listed in its overloads
     return copied

@@ -81,7 +81,7 @@ def starting_point(given: Vector | None, drawn: Vector) -> Vector:
     Raises
     ------
     ConfigError
-        If `given` has another shape.
+        If `given` has another shape, or is not finite in that type.
     """
     if given is None:
         return drawn
@@ -89,4 +89,11 @@ def starting_point(given: Vector | None, drawn: Vector) -> Vector:
         raise ConfigError(
             f"initial-point: x0 must have shape {drawn.shape} for this problem, got {given.shape}"
         )
-    return given.astype(drawn.dtype)
+    with np.errstate(over="ignore"):
+        start = given.astype(drawn.dtype)
+    if not is_finite(start):
+        raise ConfigError(
+            f"initial-point: x0 does not fit {drawn.dtype}, its largest magnitude is "
+            f"{np.abs(given).max():g}; scale it down"
+        )
+    return start

@@ -92,6 +92,9 @@ REFUSALS = {
         lambda r: replace(r, update=encode(Update(10, np.ones(10)), FORMATS["float64"], round=4)),
         "malformed",
     ),
+    "another base version": (lambda r: replace(r, version=r.version - 1), "stale"),
+    "another base state": (lambda r: replace(r, digest=b"01234567"), "stale"),
+    "a huge value": (lambda r: poisoned(r, [1.7e308]), "malformed"),
     "a NaN loss": (lambda r: replace(r, loss=float("nan")), "malformed"),
     "buffers": (lambda r: replace(r, buffers=r.update), "malformed"),
 }
@@ -307,6 +310,39 @@ def test_a_step_that_leaves_the_finite_numbers_is_not_taken():
             engine.round()
     assert np.isfinite(engine.server.x).all()
     assert engine.server.x is x
+
+
+def test_a_run_of_the_same_configuration_cannot_be_confused():
+    """Its replies stand on another base: refused, although the run id is the same."""
+    one, other = InlineEngine(build()), InlineEngine(build())
+    one.round()
+    other.round([1, 2, 3])
+    foreign = replies_of(one)[0]
+    other.server.begin_round()
+    assert other.server.receive(foreign) == "stale"
+
+
+def test_a_step_that_fails_after_a_commit_leaves_the_commit(engine, monkeypatch):
+    session = engine.clients[0]
+    task = engine.server.begin_round()[0]
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session._problem), "local", fail)
+        with pytest.raises(MemoryError):
+            session.handle(task)
+    assert session.state.version == task.acked
+    assert session.state.pending is None
+    assert session.handle(task).status == "update"
+
+
+@pytest.mark.parametrize("client", [-1, 4, 99])
+def test_only_clients_that_exist_are_asked(engine, client):
+    with pytest.raises(ConfigError, match=r"must be in \[0, 4\)"):
+        engine.server.begin_round([client])
+    engine.round()
 
 
 def test_rounds_are_opened_and_closed_in_turn(engine):

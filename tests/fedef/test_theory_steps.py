@@ -143,6 +143,20 @@ def test_an_gd_steps_by_hand():
     assert stationary == pytest.approx(0.1 / 8, rel=1e-14)
 
 
+def test_ef21_bound_by_hand():
+    """alpha = 3/4: r = 1/2, theta = 1/2; gamma = 1/4, T = 10: 2*3/(10/4) + 2/(10/2)."""
+    bound = theory.ef21_bound(
+        step_size=0.25,
+        num_rounds=10,
+        loss_gap=3.0,
+        initial_error=2.0,
+        lipschitz=2.0,
+        client_lipschitz=2.0,
+        alpha=0.75,
+    )
+    assert bound == pytest.approx(2.4 + 0.4, rel=1e-14)
+
+
 REFUSED = {
     "theta_p": lambda: theory.ef21_pp_step_size(1, 1, 0.1, participation=0.1, s=1.0, rho=0.1),
     "participation p must be": lambda: theory.participating_alpha(0.5, 0.0),

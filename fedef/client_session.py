@@ -115,7 +115,8 @@ class ClientSession:
             update = quantized(update, method.value_format)
             after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
             require_finite("g_i", after.values)
-            require_finite("buffers", estimate.at_x.buffers)
+            if self._num_buffers:
+                require_finite("buffers", estimate.at_x.buffers)
         except NonFiniteVector:
             self.state = replace(state, round=task.round)
             return self._reply(task, NON_FINITE)

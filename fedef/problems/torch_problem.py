@@ -272,7 +272,8 @@ class TorchProblem:
         """Run one training pass and see whether it moves torch's generator."""
         client = int(np.argmax(self.num_examples))
         # A client too large for one pass shows it on a few rows.
-        few = min(self.num_examples[client], 32, self._rows_at_once or 32)
+        limits = [self._rows_at_once or 32, self._largest_batch or 32]
+        few = min(self.num_examples[client], 32, *limits)
         rows = None if self._rows_at_once is None else np.arange(few)
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()

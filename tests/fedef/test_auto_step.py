@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedef.auto_step import FIRST_MOVE, GROWTH, LEAST_SHARE, AutoState, AutoStep
+from fedef.auto_step import FIRST_MOVE, GROWTH, LEAST_SHARE, SECANT_SHARE, AutoState, AutoStep
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
@@ -28,7 +28,7 @@ def descend(rule, gradient, x, rounds):
 
 
 def test_the_first_rounds_by_hand():
-    """f = 2 x^2, g = 4 x, from x = 10: step 1; then l = 4, lambda = min(1.2/40, 1/8) = 0.03."""
+    """f = 2 x^2, g = 4 x, from x = 10: step 1; then l = 4, lambda = min(1.2/40, 0.4/4) = 0.03."""
     rule = AutoStep(normalized=False)
     x = np.array([10.0])
     first, state = rule.update(rule.init(x), x, 4 * x)
@@ -42,14 +42,14 @@ def test_the_first_rounds_by_hand():
     assert state.rounds == 2
 
 
-def test_late_steps_are_half_the_inverse_curvature():
-    """On a quadratic with eigenvalue L in every direction l_k = L, so lambda = 1/(2 L)."""
+def test_late_steps_are_a_share_of_the_inverse_curvature():
+    """On a quadratic with eigenvalue L in every direction l_k = L, so lambda = 0.4/L."""
     start = np.array([3.0, -4.0])
     for curvature in (1e-3, 1.0, 1e6):
         points, _, state = descend(
             AutoStep(normalized=False), lambda x, c=curvature: c * x, start, 60
         )
-        assert state.secant_step == pytest.approx(1 / (2 * curvature), rel=1e-6)
+        assert state.secant_step == pytest.approx(SECANT_SHARE / curvature, rel=1e-6)
         assert norm(points[-1]) < 1e-6
 
 

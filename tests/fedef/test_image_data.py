@@ -10,7 +10,7 @@ from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.image_data import IMAGE_SETS, image_data
 from fedef.problems import images
-from fedef.problems.images import LARGEST_BATCH, evaluation_rows
+from fedef.problems.images import evaluation_rows
 from fedef.problems.registry import build_problem
 from fedef.vectors import norm
 from sims.engine import InlineEngine
@@ -164,13 +164,13 @@ def test_unusable_files_are_refused(tmp_path):
     refused("missing or unknown: .'d_train'", d_train=good["x_train"])
     refused("not a readable npz file", y_train=np.array([None] * TRAIN))
     (tmp_path / "mnist.npz").write_bytes(b"text")
-    with pytest.raises(ConfigError, match="mnist.npz' is not a readable npz file"):
+    with pytest.raises(ConfigError, match=r"mnist.npz' is not a readable npz file"):
         image_data("mnist", data_dir=str(tmp_path), seed=0)
 
 
 def test_unusable_arguments_are_refused(small_sets):
     folder = str(small_sets)
-    with pytest.raises(ConfigError, match="no image set 'svhn'; .*mnist, fashion_mnist, cifar10"):
+    with pytest.raises(ConfigError, match=r"no image set 'svhn'; .*mnist, fashion_mnist, cifar10"):
         image_data("svhn", data_dir=folder, seed=0)
     with pytest.raises(ConfigError, match="train-examples: mnist has 60, got 61; use at most 60"):
         image_data("mnist", data_dir=folder, seed=0, train_examples=61)
@@ -203,13 +203,15 @@ def test_batch_norm_is_refused_where_one_pass_would_be_too_large(small_sets, mon
     monkeypatch.setattr(images, "LARGEST_BATCH", 25)
     settings = {"problem": "resnet20", "data": "mnist"}
     for batch in (0, 26):
-        with pytest.raises(ConfigError, match="largest client has 30 rows .*set local-batch-size="):
+        with pytest.raises(
+            ConfigError, match=r"largest client has 30 rows .*set local-batch-size="
+        ):
             build_problem(config(small_sets, **settings, local_batch_size=batch))
     problem = build_problem(config(small_sets, **settings, local_batch_size=25))
     x, buffers = problem.initial_point(), problem.initial_buffers()
     assert np.isfinite(problem.local(0, x, rows=np.arange(25), buffers=buffers).loss)
     for rows in (None, np.arange(26)):
-        with pytest.raises(ConfigError, match="resnet20: a pass over .* rows of client 0 at once"):
+        with pytest.raises(ConfigError, match=r"resnet20: a pass over .* rows of client 0 at once"):
             problem.local(0, x, rows=rows, buffers=buffers)
     without = build_problem(config(small_sets, **{**settings, "problem": "resnet20-gn"}))
     assert np.isfinite(without.local(0, x, buffers=without.initial_buffers()).loss)
@@ -348,7 +350,7 @@ def test_resnet20_resumes_with_the_same_bits(small_sets, buffers):
     experiment = Experiment.build(settings)
     engine = InlineEngine(experiment)
     first = engine.round()
-    assert first.accepted == (0, 1) or list(first.accepted) == [0, 1]
+    assert list(first.accepted) == [0, 1]
     states = {client: session.state for client, session in engine.clients.items()}
     kept = [state.pending.buffers if buffers == "local" else None for state in states.values()]
     resumed = InlineEngine(
@@ -367,7 +369,3 @@ def test_resnet20_resumes_with_the_same_bits(small_sets, buffers):
         assert engine.server.buffers.size == 0
         assert all(own.size == 1376 and not np.array_equal(own, start) for own in kept)
         assert not np.array_equal(*kept)
-
-
-def test_the_limit_of_a_batch_holds_the_usual_ones():
-    assert LARGEST_BATCH >= 512

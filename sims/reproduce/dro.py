@@ -1,0 +1,4 @@
+"""dro."""
+from sims.reproduce.study import Settings, Study
+def study(settings: Settings) -> Study:
+    raise NotImplementedError

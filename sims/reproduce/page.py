@@ -1,0 +1,222 @@
+"""The studies as one HTML page that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from sims.reproduce.figures import DARK, LIGHT, svg
+from sims.reproduce.study import Comparison, Panel, Study
+from sims.reproduce.verdict import Check
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--page:#ffffff;
+--card:#f6f8fa;--yes:#1a7f37;--no:#b42318;--none:#6e7781;LIGHT}
+@media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa4af;--line:#30363d;
+--page:#0f1318;--card:#171c23;--yes:#56d364;--no:#ff8f85;--none:#8b949e;DARK}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1120px;margin:0 auto;padding:28px 24px 64px}
+h1{font-size:1.75rem;line-height:1.2;margin:0 0 .4rem}
+h2{font-size:1.35rem;margin:3rem 0 .5rem;padding-top:1.2rem;border-top:1px solid var(--line)}
+h3{font-size:1rem;margin:1.4rem 0 .4rem}
+p{margin:.4rem 0;max-width:76ch}
+.soft{color:var(--soft);font-size:.9rem}
+nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1rem 0}
+a{color:inherit;text-underline-offset:3px}
+ul.findings{list-style:none;margin:.3rem 0 0;padding:0;max-width:84ch}
+ul.findings li{padding:.35rem 0 .35rem 6.6rem;position:relative}
+.verdict{font-weight:600;white-space:nowrap}
+ul.findings .verdict{position:absolute;left:0;width:6rem}
+.yes{color:var(--yes)}.no{color:var(--no)}.none{color:var(--none)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));
+gap:14px;margin:1rem 0}
+figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;
+padding:10px 10px 8px;max-width:560px}
+figure svg{display:block;width:100%;height:auto;font-family:inherit}
+figcaption{color:var(--soft);font-size:.83rem;line-height:1.4;margin-top:.3rem}
+table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums;
+margin:.3rem 0 1rem}
+caption{caption-side:top;text-align:left;color:var(--soft);font-size:.88rem;padding:.9rem 0 .5rem;
+max-width:90ch}
+th{font-weight:600;text-align:left;border-bottom:1px solid var(--ink);padding:.3rem .7rem .3rem 0;
+vertical-align:bottom}
+td{border-bottom:1px solid var(--line);padding:.32rem .7rem .32rem 0;vertical-align:top}
+td.why{color:var(--soft);max-width:34ch}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;font-size:.9rem;margin:.5rem 0}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+details{margin:.8rem 0}summary{cursor:pointer;color:var(--soft)}
+li{max-width:84ch}
+@media (max-width:640px){
+main{padding:18px 14px 48px}
+ul.findings li{padding-left:0}ul.findings .verdict{position:static;display:block}
+thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+table,caption,tbody,tr,td{display:block;width:auto}
+tr{border:1px solid var(--line);border-radius:8px;background:var(--card);margin:.6rem 0;
+padding:.45rem .7rem}
+td{border:0;padding:.1rem 0 .1rem 7.2rem;position:relative;overflow-wrap:anywhere;max-width:none}
+td.why{max-width:none}
+td::before{content:attr(data-label);position:absolute;left:0;width:6.8rem;color:var(--soft)}
+td:first-child{padding-left:0;font-weight:600}td:first-child::before{content:none}
+td:empty{display:none}
+dl{grid-template-columns:1fr}dd{margin-bottom:.3rem}
+}
+"""
+_HEADS = ("what", "source", "printed", "ours", "agrees", "why not")
+
+
+def render(
+    studies: Sequence[Study],
+    *,
+    quick: bool,
+    not_run: Mapping[str, str],
+    seconds: Mapping[str, float],
+    environment: Mapping[str, str],
+) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    not_run
+        Why a study was not run, by its name.
+    seconds
+        What each study took.
+    environment
+        Versions and machine.
+    """
+    body = "\n".join(
+        [
+            _head(studies, quick),
+            _verdicts(studies, not_run),
+            *(_section(study, seconds.get(study.name)) for study in studies),
+            _setting(environment, seconds, quick),
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>fedef: reproduction</title><style>{_style()}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def tally(checks: Sequence[Check]) -> str:
+    """``12 of 14 printed numbers agree``; those that are only shown are not counted."""
+    judged = [check for check in checks if check.agrees is not None]
+    agreeing = sum(check.agrees is True for check in judged)
+    return f"{agreeing} of {len(judged)} printed numbers agree"
+
+
+def _style() -> str:
+    light = "".join(f"--c{i}:{color};" for i, color in enumerate(LIGHT))
+    dark = "".join(f"--c{i}:{color};" for i, color in enumerate(DARK))
+    return _STYLE.replace("LIGHT", light).replace("DARK", dark)
+
+
+def _head(studies: Sequence[Study], quick: bool) -> str:
+    links = "".join(f'<a href="#{study.name}">{escape(study.title)}</a>' for study in studies)
+    mode = (
+        "Quick run (--quick): fewer seeds and shorter grids than the full one."
+        if quick
+        else "Full run."
+    )
+    return (
+        "<header><h1>What the papers print, run again</h1>"
+        "<p>Error feedback with normalized steps (‖EF21‖, arXiv:2410.16871) and independent "
+        "normalization (IAN-SGD, arXiv:2410.14054): every method here is run by fedef from the "
+        "published settings, and each number that a paper prints, or that this project's "
+        "specification measured before this code existed, stands beside ours.</p>"
+        f'<p class="soft">{mode} “Agrees” follows the rule in the table’s own caption. Diverged '
+        "runs are counted and shown, never dropped.</p>"
+        f"<nav>{links}</nav></header>"
+    )
+
+
+def _verdicts(studies: Sequence[Study], not_run: Mapping[str, str]) -> str:
+    parts = ["<section><h2>What holds and what does not</h2>"]
+    for study in studies:
+        items = "".join(
+            f"<li>{_mark(f.holds, 'holds', 'does not hold')} {escape(f.text)}</li>"
+            for f in study.findings
+        )
+        parts.append(
+            f"<h3>{escape(study.title)}</h3>"
+            f'<p class="soft">{escape(tally(study.checks))}</p><ul class="findings">{items}</ul>'
+        )
+    for name, reason in not_run.items():
+        parts.append(f"<h3>{escape(name)}</h3><p>Not run: {escape(reason)}</p>")
+    return "".join(parts) + "</section>"
+
+
+def _section(study: Study, seconds: float | None) -> str:
+    figures = "".join(_figure(panel) for panel in study.panels)
+    tables = "".join(_table(comparison) for comparison in study.comparisons)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in study.notes)
+    settings = "".join(f"<li>{escape(line)}</li>" for line in study.settings)
+    took = "" if seconds is None else f" This study took {_duration(seconds)}."
+    return (
+        f'<section id="{study.name}"><h2>{escape(study.title)}</h2><p>{escape(study.about)}</p>'
+        f'<div class="figures">{figures}</div>{tables}'
+        + (f"<h3>Known reasons and limits</h3><ul>{notes}</ul>" if notes else "")
+        + f"<details open><summary>Settings.{took}</summary><ul>{settings}</ul></details></section>"
+    )
+
+
+def _figure(panel: Panel) -> str:
+    return f"<figure>{svg(panel)}<figcaption>{escape(panel.caption)}</figcaption></figure>"
+
+
+def _table(comparison: Comparison) -> str:
+    heads = "".join(f"<th>{head}</th>" for head in _HEADS)
+    rows = "".join(_row(check) for check in comparison.checks)
+    return (
+        f"<table><caption>{escape(comparison.caption)}</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _row(check: Check) -> str:
+    cells = [
+        ("", escape(check.what)),
+        ("", escape(check.source)),
+        ("", escape(check.printed)),
+        ("", escape(check.ours)),
+        ("", _mark(check.agrees, "yes", "no")),
+        ("why", escape(check.why)),
+    ]
+    return (
+        "<tr>"
+        + "".join(
+            f'<td{f" class={kind!r}" if kind else ""} data-label="{head}">{cell}</td>'
+            for head, (kind, cell) in zip(_HEADS, cells, strict=True)
+        )
+        + "</tr>"
+    )
+
+
+def _mark(agrees: bool | None, yes: str, no: str) -> str:
+    if agrees is None:
+        return '<span class="verdict none">– not judged</span>'
+    if agrees:
+        return f'<span class="verdict yes">✓ {yes}</span>'
+    return f'<span class="verdict no">✗ {no}</span>'
+
+
+def _setting(environment: Mapping[str, str], seconds: Mapping[str, float], quick: bool) -> str:
+    times = ", ".join(f"{name} {_duration(taken)}" for name, taken in seconds.items())
+    rows = {
+        **environment,
+        "mode": "quick" if quick else "full",
+        "time": f"{times}; {_duration(sum(seconds.values()))} in all, on one thread",
+    }
+    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows.items())
+    return (
+        f'<section id="environment"><h2>Environment</h2><dl>{items}</dl>'
+        '<p class="soft">The same numbers are in results.json, the figures as PNG in figures/. '
+        "Rebuild: fedef reproduce all.</p></section>"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,4 @@
+"""resnet20."""
+from sims.reproduce.study import Settings, Study
+def study(settings: Settings) -> Study:
+    raise NotImplementedError

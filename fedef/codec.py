@@ -18,6 +18,7 @@ string that encoding would not produce: ``encode(decode(data)) == data`` for all
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from zlib import crc32
@@ -29,7 +30,7 @@ from fedef.errors import CorruptPayload
 from fedef.golomb import decode_indices, encode_indices, max_index_bytes
 from fedef.updates import Update
 from fedef.value_formats import BY_CODE, FORMATS, ValueFormat
-from fedef.vectors import Vector, is_finite
+from fedef.vectors import Vector
 
 _MAGIC = b"FDF\x01"
 _HEADER = struct.Struct("<4sBBHIII")
@@ -87,7 +88,13 @@ def encode(update: Update, value_format: ValueFormat, *, round: int = 0) -> byte
     return framed + _CHECKSUM.pack(crc32(framed))
 
 
-def decode(data: bytes, *, dimension: int, max_entries: int | None = None) -> Decoded:
+def decode(
+    data: bytes,
+    *,
+    dimension: int,
+    max_entries: int | None = None,
+    largest: float = sys.float_info.max,
+) -> Decoded:
     """Inverse of `encode` for untrusted bytes.
 
     Parameters
@@ -98,6 +105,8 @@ def decode(data: bytes, *, dimension: int, max_entries: int | None = None) -> De
         d, as the receiver knows it; any other is refused.
     max_entries
         The most entries that are accepted; None: d.
+    largest
+        The largest magnitude that is accepted.
 
     Raises
     ------
@@ -128,8 +137,9 @@ def decode(data: bytes, *, dimension: int, max_entries: int | None = None) -> De
     if crc32(view[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
         raise CorruptPayload("payload: the checksum does not match; it was changed on the way")
     values = value_format.from_buffer(view[start:stop])
-    if not is_finite(values):
-        raise CorruptPayload("payload: values that are NaN or infinite")
+    # NaN propagates through the maximum and fails the comparison, as an infinity does.
+    if not float(np.max(np.abs(values), initial=0.0)) <= largest:
+        raise CorruptPayload(f"payload: values that are NaN, infinite or beyond {largest:g}")
     indices, seed = None, None
     if kind == SPARSE:
         if not values.all():

@@ -269,13 +269,14 @@ class ServerSession:
         if self._method.dense_start and task.acked == 0:
             compressor = Identity(compressor.dimension)
         decoded = decode(
-            reply.update, dimension=compressor.dimension, max_entries=compressor.max_entries
+            reply.update,
+            dimension=compressor.dimension,
+            max_entries=compressor.max_entries,
+            largest=LARGEST_VALUE,
         )
         self._check_form(decoded, compressor.kind, reply)
         if not np.isfinite(reply.loss):
             raise CorruptPayload("the loss is not finite")
-        if float(np.max(np.abs(decoded.update.values), initial=0.0)) > LARGEST_VALUE:
-            raise CorruptPayload(f"a value is beyond {LARGEST_VALUE:g}")
         buffers = np.empty(0, dtype=self.x.dtype)
         if self.buffers.size:
             buffers = decode_dense(reply.buffers, self.buffers.size)
@@ -323,9 +324,11 @@ class ServerSession:
     def _independent_norm(self) -> float | None:
         """Norm of the weighted mean of the independent gradients; None without any weight."""
         summary = self._method.summary
+        if summary is None:
+            return None
         parts = [(self._weights[c], r.summary) for c, r in sorted(self._accepted.items())]
         weight = sum(weight for weight, _ in parts)
-        if summary is None or weight == 0:
+        if weight == 0:
             return None
         mean = sum((w / weight) * part.astype(np.float64) for w, part in parts if part is not None)
         return summary.norm(np.asarray(mean))

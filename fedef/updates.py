@@ -49,14 +49,15 @@ def add_weighted(accumulator: Vector, terms: Sequence[tuple[float, Update]]) -> 
 
     The bits depend on the order of the terms, on nothing else. O(d) plus the entries.
     """
-    total: Vector = np.zeros_like(accumulator)
     sparse = [(weight, update) for weight, update in terms if update.indices is not None]
+    dense = [(weight, update) for weight, update in terms if update.indices is None]
     if sparse:
         indices = np.concatenate([update.where for _, update in sparse])
         weights = np.repeat([w for w, _ in sparse], [update.values.size for _, update in sparse])
         values = weights * np.concatenate([update.values for _, update in sparse])
-        total += np.bincount(indices, weights=values, minlength=accumulator.size)
-    for weight, update in terms:
-        if update.indices is None:
-            total += weight * update.values.astype(np.float64)
+        total = np.bincount(indices, weights=values, minlength=accumulator.size)
+    else:
+        total = np.zeros(accumulator.size)
+    for weight, update in dense:
+        total += weight * update.values.astype(np.float64)
     accumulator += total

@@ -111,7 +111,7 @@ def norm(vector: Vector) -> float:
     vector is scaled by its largest magnitude where squares would overflow or vanish, so the norm
     of a finite vector is zero only if the vector is, and infinite only if the norm is.
     """
-    wide = vector.astype(np.float64)
+    wide = vector.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
         squared = float(np.add.reduce(np.square(wide)))
     if 1e-280 < squared < np.inf:

@@ -203,12 +203,10 @@ class TorchProblem:
 
     def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[float, Vector]:
         loss = self._loss(self._module(inputs), targets)
-        gradients = torch.autograd.grad(
-            loss, self._parameters, allow_unused=True, materialize_grads=True
-        )
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         flat = np.empty(self.dimension, dtype=np.float32)
         for (start, stop), gradient in zip(self._layout.bounds, gradients, strict=True):
-            flat[start:stop] = gradient.numpy().reshape(-1)
+            flat[start:stop] = 0.0 if gradient is None else gradient.numpy().reshape(-1)
         return loss.item(), flat
 
     def _test_accuracy(self) -> float | None:

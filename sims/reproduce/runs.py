@@ -20,7 +20,7 @@ Measure = Callable[[Vector], float]
 Stop = Callable[[float], bool]
 
 
-def experiment_on(problem: Problem | None, **settings: Any) -> Experiment:
+def experiment_on(problem: Problem | None, /, **settings: Any) -> Experiment:
     """The experiment of these settings (underscores for dashes), on a problem that is at hand."""
     config = Config.from_flat({key.replace("_", "-"): value for key, value in settings.items()})
     return Experiment.build(config) if problem is None else Experiment.of(config, problem)

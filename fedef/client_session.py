@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -22,11 +23,40 @@ from fedef.updates import Update
 from fedef.vectors import IntVector, Vector
 
 
+@dataclass(frozen=True, eq=False)
+class Nothing:
+    """Work that gave no update."""
+
+    task: Task
+    status: str
+    base: ClientState | None = None
+    """The state that the client goes on with; None: the one that it has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """An update that is computed and not yet encoded; none of it is in the client's state."""
+
+    task: Task
+    base: ClientState
+    """The state that the update stands on."""
+    update: Update
+    after: Update
+    """The entries of g_i once the update is committed."""
+    memory: Mapping[str, Vector]
+    buffers: Vector
+    loss: float
+    examples: int
+    evaluations: int
+    sketch: bytes
+
+
 class ClientSession:
     """One client of one run.
 
-    The state changes only in `handle`, and only as a whole: a new pending update replaces the
-    last one after that was committed (the task acknowledges it) or rolled back (it does not).
+    The state changes only in `handle` (or its halves), and only as a whole: a new pending update
+    replaces the last one, once that was committed (the task acknowledges it) or rolled back (it
+    does not).
     """
 
     def __init__(
@@ -66,22 +96,57 @@ class ClientSession:
         CorruptPayload
             If the model cannot be decoded.
         """
+        return self.answer(self.work(task))
+
+    def work(self, task: Task) -> Work | Nothing:
+        """First half of `handle`: commit or roll back, then the gradient and its compression.
+
+        An engine that plays many clients does all their work first and encodes all their answers
+        after that, when the processor still holds the encoder: a fifth of the overhead less.
+        """
         if (task.run_id, task.client) != (self._run_id, self._client):
             raise StateMismatch(
                 f"client {self._client} of run {self._run_id} got a task for client "
                 f"{task.client} of run {task.run_id}; give each run its own clients"
             )
         if task.round < self.state.round:
-            return self._reply(task, STALE_TASK)
+            return Nothing(task, STALE_TASK)
         repeated = task.round == self.state.round
         try:
             state = self._base(task)
         except StateMismatch:
-            return self._reply(task, STATE_MISMATCH)
+            return Nothing(task, STATE_MISMATCH)
         if not repeated:
             # A commit has written into g: from here on the state must say so, whatever happens.
             self.state = state
-        return self._step(task, state)
+        try:
+            return self._step(task, state)
+        except NonFiniteVector:
+            return Nothing(task, NON_FINITE, base=state)
+
+    def answer(self, work: Work | Nothing) -> Reply:
+        """Second half of `handle`: the update becomes pending, and bytes."""
+        task, method = work.task, self._method
+        if isinstance(work, Nothing):
+            if work.base is not None:
+                self.state = replace(work.base, round=task.round)
+            return self._reply(task, work.status)
+        state = work.base
+        payload = encode(work.update, method.value_format, round=task.round)
+        digest = next_digest(state.digest, payload)
+        own = work.buffers if self._local_buffers else state.buffers
+        pending = Pending(task.round, work.after, work.memory, own, digest)
+        self.state = replace(state, round=task.round, pending=pending)
+        return self._reply(
+            task,
+            UPDATE,
+            loss=work.loss,
+            examples=work.examples,
+            evaluations=work.evaluations,
+            update=payload,
+            buffers=encode_dense(work.buffers, round=task.round) if task.buffers else b"",
+            sketch=work.sketch,
+        )
 
     def _base(self, task: Task) -> ClientState:
         """Return the state that this task starts from; a repeated task starts where it did."""
@@ -89,8 +154,14 @@ class ClientSession:
         state = replace(self.state, pending=None) if repeated else self.state
         return state.settled(task.acked, task.digest)
 
-    def _step(self, task: Task, state: ClientState) -> Reply:
-        """Estimate, client step, encoding; the result becomes the pending update."""
+    def _step(self, task: Task, state: ClientState) -> Work:
+        """Estimate and client step.
+
+        Raises
+        ------
+        NonFiniteVector
+            If anything that would be sent or kept is not finite.
+        """
         method = self._method
         x = decode_dense(task.model, self._problem.dimension)
         buffers = decode_dense(task.buffers, self._num_buffers) if task.buffers else state.buffers
@@ -103,37 +174,30 @@ class ClientSession:
             state.memory,
             task.round - 1,
         )
-        try:
-            if not isfinite(estimate.at_x.loss):
-                raise NonFiniteVector("the loss is NaN or infinite")
-            update = client_step(
-                estimate.vector,
-                state.g if method.feedback else None,
-                compress=partial(self._compressor(state).compress, seed=self._drawn(task.round)),
-            )
-            sketch, independent = self._summarized(x, buffers, task.round)
-            update = quantized(update, method.value_format)
-            after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
-            require_finite("g_i", after.values)
-            if self._num_buffers:
-                require_finite("buffers", estimate.at_x.buffers)
-        except NonFiniteVector:
-            self.state = replace(state, round=task.round)
-            return self._reply(task, NON_FINITE)
-        payload = encode(update, method.value_format, round=task.round)
-        own = estimate.at_x.buffers if self._local_buffers else state.buffers
-        digest = next_digest(state.digest, payload)
-        pending = Pending(task.round, after, estimate.memory, own, digest)
-        self.state = replace(state, round=task.round, pending=pending)
+        if not isfinite(estimate.at_x.loss):
+            raise NonFiniteVector("the loss is NaN or infinite")
+        update = client_step(
+            estimate.vector,
+            state.g if method.feedback else None,
+            compress=partial(self._compressor(state).compress, seed=self._drawn(task.round)),
+        )
+        sketch, independent = self._summarized(x, buffers, task.round)
+        update = quantized(update, method.value_format)
+        after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
+        require_finite("g_i", after.values)
+        if self._num_buffers:
+            require_finite("buffers", estimate.at_x.buffers)
         examples = self._size(estimate.rows)
-        return self._reply(
-            task,
-            UPDATE,
+        return Work(
+            task=task,
+            base=state,
+            update=update,
+            after=after,
+            memory=estimate.memory,
+            buffers=estimate.at_x.buffers,
             loss=float(estimate.at_x.loss),
             examples=examples,
             evaluations=estimate.passes * examples + independent,
-            update=payload,
-            buffers=encode_dense(estimate.at_x.buffers, round=task.round) if task.buffers else b"",
             sketch=sketch,
         )
 

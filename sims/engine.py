@@ -47,9 +47,8 @@ class InlineEngine:
         network
             What becomes of the replies on their way; for tests that lose, repeat or delay them.
         """
-        replies = [
-            self._client(task.client).handle(task) for task in self.server.begin_round(clients)
-        ]
+        work = [self._client(t.client).work(t) for t in self.server.begin_round(clients)]
+        replies = [self._client(done.task.client).answer(done) for done in work]
         for reply in network(replies):
             self.server.receive(reply)
         return self.server.end_round()

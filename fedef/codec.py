@@ -139,7 +139,7 @@ def decode(
     values = value_format.from_buffer(view[start:stop])
     # NaN propagates through the maximum and fails the comparison, as an infinity does.
     if not float(np.max(np.abs(values), initial=0.0)) <= largest:
-        raise CorruptPayload(f"payload: values that are NaN, infinite or beyond {largest:g}")
+        raise CorruptPayload(f"payload: values that are NaN or infinite, or beyond {largest:g}")
     indices, seed = None, None
     if kind == SPARSE:
         if not values.all():

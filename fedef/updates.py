@@ -55,7 +55,8 @@ def add_weighted(accumulator: Vector, terms: Sequence[tuple[float, Update]]) -> 
         indices = np.concatenate([update.where for _, update in sparse])
         weights = np.repeat([w for w, _ in sparse], [update.values.size for _, update in sparse])
         values = weights * np.concatenate([update.values for _, update in sparse])
-        total = np.bincount(indices, weights=values, minlength=accumulator.size)
+        summed = np.bincount(indices, weights=values, minlength=accumulator.size)
+        total = summed.astype(np.float64, copy=False)  # integers where nothing was summed
     else:
         total = np.zeros(accumulator.size)
     for weight, update in dense:

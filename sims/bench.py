@@ -1,7 +1,7 @@
 """Benchmarks that compare side by side in one process and print ratios.
 
-Contenders take turns, each round of turns gives one ratio, and the median ratio is reported: what
-else the machine does falls on both.
+Contenders take turns, each turn gives one ratio, and the median ratio is reported: what else the
+machine does falls on both.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class Row:
     """The ratio must not be larger."""
 
 
-def run_benchmarks(*, rounds: int, repeats: int) -> Iterator[Row]:
-    """Every comparison, one torch thread."""
+def run_benchmarks(*, turns: int) -> Iterator[Row]:
+    """Every comparison, one torch thread, the contenders taking `turns` turns."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with single_threaded():
-            yield engine_overhead(rounds=rounds, repeats=repeats)
-            yield selection_and_encoding(repeats=10 * repeats)
+            yield engine_overhead(turns=turns)
+            yield selection_and_encoding(turns=turns)
     finally:
         torch.set_num_threads(threads)
 
 
-def engine_overhead(*, rounds: int, repeats: int, num_clients: int = 100, rows: int = 60) -> Row:
+def engine_overhead(*, turns: int, num_clients: int = 100, rows: int = 60) -> Row:
     """Inline engine over a bare loop: MLP 784-128-10, generated data, top-k 1 %, full batch.
 
     The bare loop does the gradient, the same top-k selection and EF21, and nothing else: no
@@ -74,7 +74,7 @@ def engine_overhead(*, rounds: int, repeats: int, num_clients: int = 100, rows: 
     experiment = Experiment.of(config, problem)
     engine = InlineEngine(experiment)
     bare = _BareLoop(problem.initial_point(), clients, k=problem.dimension // 100)
-    ours, beside, ratio = _compare(engine.round, bare.round, inner=rounds, repeats=repeats)
+    ours, beside, ratio = _compare(engine.round, bare.round, turns=turns)
     return Row(
         f"a round of the inline engine / of a bare loop, {num_clients} clients, "
         f"d={problem.dimension}",
@@ -85,7 +85,7 @@ def engine_overhead(*, rounds: int, repeats: int, num_clients: int = 100, rows: 
     )
 
 
-def selection_and_encoding(*, repeats: int, dimension: int = 10**6, k: int = 10**4) -> Row:
+def selection_and_encoding(*, turns: int, dimension: int = 10**6, k: int = 10**4) -> Row:
     """Select the top k and encode them, over `torch.topk` of the magnitudes alone."""
     vector = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
     tensor = torch.from_numpy(vector)
@@ -93,8 +93,7 @@ def selection_and_encoding(*, repeats: int, dimension: int = 10**6, k: int = 10*
     ours, beside, ratio = _compare(
         lambda: encode(compressor.compress(vector), value_format),
         lambda: torch.topk(tensor.abs(), k),
-        inner=1,
-        repeats=repeats,
+        turns=turns,
     )
     return Row(
         f"top-k and encoding / torch.topk alone, d={dimension}, k={k}",
@@ -143,11 +142,10 @@ def _mlp() -> nn.Module:
 
 
 def _compare(
-    ours: Callable[[], object], beside: Callable[[], object], *, inner: int, repeats: int
+    ours: Callable[[], object], beside: Callable[[], object], *, turns: int
 ) -> tuple[float, float, float]:
-    """Median seconds of one call of each, and the median of the turns' ratios."""
-    ours(), beside()
-    pairs = [(_seconds(ours, inner), _seconds(beside, inner)) for _ in range(repeats)]
+    """Median seconds of one call of each, and the median of the turns' ratios; 3 warm-up turns."""
+    pairs = [(_seconds(ours), _seconds(beside)) for _ in range(turns + 3)][3:]
     return (
         median(pair[0] for pair in pairs),
         median(pair[1] for pair in pairs),
@@ -155,8 +153,7 @@ def _compare(
     )
 
 
-def _seconds(call: Callable[[], object], times: int) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - began) / times
+    call()
+    return time.perf_counter() - began

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +17,7 @@ from rich.text import Text
 from fedef import ensure_ours
 from fedef.config import Config, parse_assignments, read_toml
 from fedef.errors import ConfigError, FedefError
+from fedef.experiment import Experiment
 from fedef.recorder import Line
 
 app = typer.Typer(
@@ -92,15 +94,49 @@ def keys() -> None:
 
 
 @app.command()
+def theory(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for 'fedef run'."),
+    ] = None,
+    eps: Annotated[float, typer.Option(help="Accuracy that iteration counts are for.")] = 1e-2,
+    lower_bound: Annotated[float, typer.Option(help="A number that f never goes below.")] = 0.0,
+) -> None:
+    r"""What the theorems say about a problem and a compressor: constants, steps, bounds.
+
+    \b
+    fedef theory problem=polynomial num-clients=1 k=1 num-rounds=2000
+    """
+    from sims.theory_table import describe
+
+    config = Config.from_flat(parse_assignments(settings or []))
+    experiment = Experiment.build(config)
+    rows = describe(
+        experiment.problem,
+        experiment.method.compressor,
+        num_rounds=config.num_rounds,
+        weights=experiment.weights,
+        participation=config.participation,
+        eps=eps,
+        lower_bound=lower_bound,
+        seed=config.seed,
+    )
+    table = Table("theorem", "quantity", "value", "note", box=None, pad_edge=False)
+    for row in rows:
+        value = "n/a" if row.value is None else f"{row.value:.6g}"
+        table.add_row(*map(escape, (row.theorem, row.quantity, value, row.note)))
+    _out.print(table)
+
+
+@app.command()
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each contender.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Turns that the contenders take.")] = 60,
 ) -> None:
     """Measure the engine and the codec against bare loops, side by side, and print ratios."""
     from sims.bench import run_benchmarks
 
     table = Table("what", "ours", "beside", "ratio", "asked")
-    for row in run_benchmarks(rounds=rounds, repeats=repeats):
+    for row in run_benchmarks(turns=turns):
         table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:g}")
     _out.print(table)
 
@@ -186,8 +222,8 @@ class _Bar(Progress):
 
 def _show(summary: Line, folder: Path) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    participants_dense = summary["dense-uplink-bytes"]
     uplink = summary["uplink-bytes"]
+    saved = summary["dense-uplink-bytes"] / uplink if uplink else 1.0
     rows = {
         "status": summary["status"],
         "run": f"{summary['method']} on {summary['problem']}, seed {summary['seed']}, "
@@ -195,9 +231,7 @@ def _show(summary: Line, folder: Path) -> None:
         "final loss": _number(summary["final-loss"]),
         "final |grad|": _number(summary["final-grad-norm"]),
         "test accuracy": _number(summary["test-accuracy"]),
-        "uplink": f"{_size(uplink)}, {participants_dense / uplink:.1f} times less than dense"
-        if uplink
-        else "0 B",
+        "uplink": _size(uplink) + (f", {saved:.1f} times less than dense" if saved > 1.05 else ""),
         "downlink": _size(summary["downlink-bytes"]),
         "envelope": _size(summary["envelope-bytes"]),
         "refused": f"{summary['refused']} {summary['refusals'] or ''}".strip(),

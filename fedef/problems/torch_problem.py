@@ -103,6 +103,7 @@ class TorchProblem:
             x0, self._layout.flatten({n: p.detach().numpy() for n, p in named.items()}, np.float32)
         )
         self._buffers0 = self._buffers.flat()
+        self._refuse_single_rows()
         self._refuse_randomness()
 
     @cached_property
@@ -265,6 +266,19 @@ class TorchProblem:
                     f"{size - 1}, at least one, got {rows[:5]}..."
                 )
         return [torch.tensor(rows) for rows in evaluated]
+
+    def _refuse_single_rows(self) -> None:
+        """Batch normalization cannot train on one row: say so before the run."""
+        alone = [client for client, size in enumerate(self.num_examples) if size == 1]
+        if not alone or not self._buffers0.size:
+            return
+        try:
+            self.local(alone[0], self._x0, buffers=self._buffers0)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.name}: client {alone[0]} has a single row, and the module cannot train on "
+                f"it ({error}); raise min-partition-size, or use group normalization"
+            ) from None
 
     def _refuse_randomness(self) -> None:
         """Run one training pass and see whether it moves torch's generator."""

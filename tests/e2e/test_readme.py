@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.M | re.S)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 PROGRAMS = [text for kind, text in BLOCKS if kind == "python"]
+LOOP, *APP = PROGRAMS
 
 
 def test_make_commands_are_those_that_ci_runs():
@@ -57,12 +58,17 @@ def test_the_commands_run(tmp_path):
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
+def test_the_training_loop_runs():
+    result = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_the_app_runs(tmp_path):
     """The three programs, saved under the names that the text gives them."""
     app = tmp_path / "app"
     app.mkdir()
-    for name, program in zip(("task", "server_app", "client_app"), PROGRAMS, strict=False):
+    for name, program in zip(("task", "server_app", "client_app"), APP, strict=True):
         (app / f"{name}.py").write_text(program)
     config = {**Config.from_flat({"num-clients": 3, "k": 5}).to_flat()}
     import tomli_w

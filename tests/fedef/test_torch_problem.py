@@ -355,3 +355,9 @@ def test_unusable_arguments_are_refused():
         local(problem, np.zeros(1, dtype=np.float32))
     with pytest.raises(ConfigError, match=r"buffers must have shape \(6,\), got \(0,\)"):
         local(problem, problem.initial_point(), buffers=NOTHING)
+
+
+def test_batch_norm_on_a_client_with_one_row_is_refused_at_once():
+    data = [(draw(6, 4), draw(6, 1)), (draw(1, 4), draw(1, 1))]
+    with pytest.raises(ConfigError, match="client 1 has a single row.*raise min-partition-size"):
+        TorchProblem("alone", module=normalized, loss=nn.functional.mse_loss, clients=data, seed=0)

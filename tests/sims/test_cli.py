@@ -154,3 +154,18 @@ def test_keys_are_all_listed(capfd, called):
 
     for key in known_keys():
         assert key in printed
+
+
+def test_theory_prints_the_steps_of_the_theorems(called, capfd):
+    status = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys, "argv", ["fedef", "theory", "problem=polynomial", "num-clients=1", "k=1"]
+        )
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        status = exit_.value.code or 0
+    printed = capfd.readouterr().out
+    assert status == 0
+    assert "0.0061655" in printed
+    assert "0.0372351" in printed

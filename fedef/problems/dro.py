@@ -12,6 +12,7 @@ from fedef.config import Config
 from fedef.datasets import find_file
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
+from fedef.problems.analytic import Analytic
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, starting_point
 from fedef.problems.life_expectancy import FILE, LifeExpectancy, read_life_expectancy
@@ -43,7 +44,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Dro:
+class Dro(Analytic):
     """L_i(x, eta) = lambda mean_r psi*((l_r(x) - eta)/lambda) + eta over the client's rows r.
 
     psi*(t) = max(t/2 + 1, 0)^2 - 1, l_r(x) = (a_r.x - b_r)^2/2 + 0.1 sum_j log(1 + |x_j|),
@@ -68,16 +69,6 @@ class Dro:
         """``dro``."""
         return "dro"
 
-    @property
-    def dimension(self) -> int:
-        """Length of (x, eta): one more than the paper's d."""
-        return len(self.x0)
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """float64."""
-        return np.dtype(np.float64)
-
     @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Rows of each client."""
@@ -87,14 +78,6 @@ class Dro:
     def smoothness(self) -> Smoothness | None:
         """None: the gradient grows with the loss, and the paper states no constants."""
         return None
-
-    def initial_point(self) -> Vector:
-        """(x, eta) at the start, (35,)."""
-        return self.x0.copy()
-
-    def initial_buffers(self) -> Vector:
-        """Empty."""
-        return np.empty(0)
 
     def named_arrays(self, x: Vector, buffers: Vector) -> dict[str, Vector]:
         """Return the model by its parts' names."""

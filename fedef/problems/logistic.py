@@ -14,6 +14,7 @@ from fedef.config import Config
 from fedef.datasets import BinaryData, binary_data
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
+from fedef.problems.analytic import Analytic
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, read_npz, starting_point
 from fedef.randomness import stream
@@ -21,7 +22,7 @@ from fedef.vectors import IntVector, Vector, norm
 
 
 @dataclass(frozen=True)
-class Logistic:
+class Logistic(Analytic):
     """f_i(x) = mean_r log(1 + exp(-b_r a_r.x)) + lambda sum_j x_j^2/(1 + x_j^2), in float64.
 
     The mean is over the client's rows r. BLAS splits long products by its number of threads: for
@@ -43,32 +44,10 @@ class Logistic:
         """``logistic``."""
         return "logistic"
 
-    @property
-    def dimension(self) -> int:
-        """d: length of x."""
-        return len(self.x0)
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """float64."""
-        return np.dtype(np.float64)
-
     @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Rows of each client."""
         return tuple(np.diff(self.bounds).tolist())
-
-    def initial_point(self) -> Vector:
-        """x^0, (d,)."""
-        return self.x0.copy()
-
-    def initial_buffers(self) -> Vector:
-        """Empty."""
-        return np.empty(0)
-
-    def named_arrays(self, x: Vector, buffers: Vector) -> dict[str, Vector]:
-        """Return the model by its parts' names."""
-        return {"x": x}
 
     def local(
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
+from fedef.problems.analytic import Analytic
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, starting_point
 from fedef.vectors import IntVector, Vector, norm
@@ -37,7 +38,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class PhaseRetrieval:
+class PhaseRetrieval(Analytic):
     """f_i(z) = 1/2 mean_r (y_r - (a_r.z)^2)^2 over the client's measurements r, in float64.
 
     ``gradient`` and ``gradient_norm`` are *half* of f's: mean_r ((a_r.z)^2 - y_r) (a_r.z) a_r, the
@@ -63,16 +64,6 @@ class PhaseRetrieval:
         """``phase-retrieval``."""
         return "phase-retrieval"
 
-    @property
-    def dimension(self) -> int:
-        """d: length of z."""
-        return len(self.x0)
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """float64."""
-        return np.dtype(np.float64)
-
     @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Measurements of each client."""
@@ -82,14 +73,6 @@ class PhaseRetrieval:
     def smoothness(self) -> Smoothness | None:
         """None: the gradient grows like ||z||^3, and the paper states no constants."""
         return None
-
-    def initial_point(self) -> Vector:
-        """x^0, (d,)."""
-        return self.x0.copy()
-
-    def initial_buffers(self) -> Vector:
-        """Empty."""
-        return np.empty(0)
 
     def named_arrays(self, x: Vector, buffers: Vector) -> dict[str, Vector]:
         """Return the model by its parts' names."""

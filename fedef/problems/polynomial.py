@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedef.config import Config
 from fedef.errors import ConfigError
+from fedef.problems.analytic import Analytic
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, read_npz, starting_point
 from fedef.randomness import stream
@@ -21,7 +22,7 @@ _RADIUS = 20.0
 
 
 @dataclass(frozen=True)
-class Polynomial:
+class Polynomial(Analytic):
     """f_i(x) = sum_j a_ij x_j^4 + lambda sum_j x_j^2/(1 + x_j^2), in float64."""
 
     a: NDArray[np.float64]
@@ -37,32 +38,10 @@ class Polynomial:
         """``polynomial``."""
         return "polynomial"
 
-    @property
-    def dimension(self) -> int:
-        """d: length of x."""
-        return int(self.a.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """float64."""
-        return np.dtype(np.float64)
-
     @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """One per client: the clients have equal weights."""
         return (1,) * len(self.a)
-
-    def initial_point(self) -> Vector:
-        """x^0, (d,)."""
-        return self.x0.copy()
-
-    def initial_buffers(self) -> Vector:
-        """Empty."""
-        return np.empty(0)
-
-    def named_arrays(self, x: Vector, buffers: Vector) -> dict[str, Vector]:
-        """Return the model by its parts' names."""
-        return {"x": x}
 
     def local(
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector

@@ -2,7 +2,7 @@
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedef.messages import PAYLOADS, Reply, Task
+from fedef.messages import Reply, Task
 
 STYPE = "fedef/1"
 
@@ -15,18 +15,16 @@ def task_from(content: RecordDict) -> Task:
     CorruptPayload
         If a field is missing or of another type.
     """
-    payloads = {name: array.data for name, array in content.array_records["payloads"].items()}
-    absent = dict.fromkeys(PAYLOADS, b"")
-    return Task.from_fields({**absent, **content.config_records["fields"], **payloads})
+    arrays = content.array_records["payloads"]
+    payloads = {name: array.data for name, array in arrays.items()}
+    return Task.from_parts(content.config_records["fields"], payloads)
 
 
 def content_of(reply: Reply) -> RecordDict:
     """Records of a reply: payloads as arrays, which Flower cuts into chunks; the rest as fields."""
-    fields = reply.to_fields()
-    payloads = {name: fields.pop(name) for name in PAYLOADS & fields.keys()}
+    fields, payloads = reply.to_parts()
     arrays = {
         name: Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
         for name, data in payloads.items()
-        if isinstance(data, bytes) and data
     }
     return RecordDict({"fields": ConfigRecord(dict(fields)), "payloads": ArrayRecord(arrays)})

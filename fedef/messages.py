@@ -29,6 +29,25 @@ class _Message:
         """Return the message as plain values by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # each subclass is a dataclass
 
+    def to_parts(self) -> tuple[dict[str, Field], dict[str, bytes]]:
+        """Return small fields and payloads apart; empty payloads are left out."""
+        values = self.to_fields()
+        payloads = {name: values.pop(name) for name in PAYLOADS & values.keys()}
+        return values, {
+            name: data for name, data in payloads.items() if isinstance(data, bytes) and data
+        }
+
+    @classmethod
+    def from_parts(cls, values: Mapping[str, Any], payloads: Mapping[str, Any]) -> Self:
+        """Inverse of `to_parts` for untrusted values.
+
+        Raises
+        ------
+        CorruptPayload
+            As `from_fields`.
+        """
+        return cls.from_fields({**dict.fromkeys(PAYLOADS, b""), **values, **payloads})
+
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_fields` for untrusted values.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedef.client_session import ClientSession
+from fedef.client_session import ClientSession, Nothing, Work
 from fedef.config import Config
 from fedef.experiment import Experiment
 from fedef.messages import Reply, Task
@@ -134,15 +134,18 @@ def test_loss_at_a_rate(case, rate):
 
 
 class ImpatientClient(ClientSession):
-    """Test only: commits what it sends at once, whatever the server acknowledges."""
+    """Test only: commits what it sends at once, and tells the server what it wants to hear."""
 
-    def handle(self, task: Task) -> Reply:
-        believed = replace(task, acked=self.state.version, digest=self.state.digest)
-        reply = super().handle(believed)
+    def work(self, task: Task) -> Work | Nothing:
+        self.asked = task
+        return super().work(replace(task, acked=self.state.version, digest=self.state.digest))
+
+    def answer(self, work: Work | Nothing) -> Reply:
+        reply = super().answer(work)
         pending = self.state.pending
         assert pending is not None
         self.state = self.state.settled(pending.round, pending.digest)
-        return reply
+        return replace(reply, version=self.asked.acked, digest=self.asked.digest)
 
 
 def floor(client_class: type[ClientSession], *, loss_rate: float) -> float:

@@ -79,7 +79,8 @@ class Config(BaseModel):
         None, description="error feedback, or none; not set: the method's"
     )
     direction: Annotated[
-        Literal["plain", "unit", "power", "clip", "independent"] | None, BeforeValidator(_unset)
+        Literal["plain", "unit", "power", "clip", "independent", "remembered"] | None,
+        BeforeValidator(_unset),
     ] = Field(None, description="the server's; not set: the method's")
     beta: Annotated[_Fraction | None, BeforeValidator(_unset)] = Field(
         None, description="power of the norm that is divided by; not set: the method's"
@@ -89,6 +90,9 @@ class Config(BaseModel):
     amplification: _Positive = Field(2.0, description="A: factor of the independent norm")
     max_step: Annotated[_Positive | None, BeforeValidator(_unset)] = Field(
         None, description="bound on the length of a step; not set: none"
+    )
+    cap: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(_unset)] = Field(
+        None, description="longest step over the first one (independent, remembered); ours"
     )
     independent_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="rows of the independent gradient; 0: all"

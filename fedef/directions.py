@@ -76,4 +76,5 @@ class Direction:
         return adaptive(g, length, beta=self.beta, delta=self.delta, tau=self.tau)
 
 
-DIRECTIONS = ("plain", "unit", "power", "clip", "independent")
+DIRECTIONS = ("plain", "unit", "power", "clip", "independent", "remembered")
+"""remembered: the norm of the step before in the place of an independent one (ours)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from fedef.estimators import Estimator, Fresh, Momentum, Spider
 from fedef.problems.base import Problem, Smoothness
 from fedef.sampling import Sampler, StreamSampler, read_replay
 from fedef.schedules import Schedule, constant, horizon, inverse_sqrt
-from fedef.steppers import AdaGradNormStep, AdamStep, AutoScheduledStep, ScheduledStep, Stepper
+from fedef.steppers import (
+    AdaGradNormStep,
+    AdamStep,
+    AutoScheduledStep,
+    BoundedStep,
+    ScheduledStep,
+    Stepper,
+)
 from fedef.summaries import NormSummary, SketchSummary, Summary
 from fedef.updates import Update
 from fedef.value_formats import FORMATS, ValueFormat, native_format
@@ -178,6 +186,12 @@ def _stepper(
         )
         return AutoScheduledStep(rule, direction)
     schedule = _schedule(config, problem, compressor)
+    if direction.name == "remembered" or (direction.independent and config.cap is not None):
+        return BoundedStep(schedule, direction, inf if config.cap is None else config.cap)
+    if config.cap is not None:
+        raise ConfigError(
+            f"cap: bounds direction=independent or remembered, got {direction.name}; use max-step"
+        )
     if direction.name == "adam":
         return AdamStep(schedule)
     if direction.name == "adagrad-norm":

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedef import independent
 from fedef.auto_step import AutoState, AutoStep
 from fedef.directions import Direction
 from fedef.schedules import Schedule
@@ -102,6 +103,36 @@ class AutoScheduledStep:
         gamma, after = self.rule.update(AutoState.from_arrays(memory), moment.x, moment.g)
         x = server_step(moment.x, self.direction.of(moment.g), step_size=gamma)
         return Step(x, gamma, after.to_arrays())
+
+
+@dataclass(frozen=True)
+class BoundedStep:
+    """Independent normalization with a bound on the step, or with memory (ours); `independent`."""
+
+    schedule: Schedule
+    direction: Direction
+    cap: float
+    """Longest step in units of the first; inf: no bound."""
+
+    def init(self, x: Vector) -> Arrays:
+        """Nothing seen yet."""
+        return independent.init().to_arrays()
+
+    def step(self, memory: Arrays, moment: Moment) -> Step:
+        """See `independent.step`."""
+        gamma = self.schedule(moment.k)
+        change, after = independent.step(
+            independent.NormalizerState.from_arrays(memory),
+            moment.g,
+            moment.independent_norm,
+            step_size=gamma,
+            beta=self.direction.beta,
+            tau=self.direction.tau,
+            delta=self.direction.delta,
+            amplification=self.direction.amplification,
+            cap=self.cap,
+        )
+        return Step(server_step(moment.x, -change, step_size=1.0), gamma, after.to_arrays())
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,9 @@ def arena(problem: str, instance_seed: int, data_dir: str | None = None) -> Aren
 def draw_rows(seed: int, rows: int, sizes: tuple[int, int], iterations: int) -> IntVector:
     """(T, B + B') rows: B without replacement, then B' from all again (arXiv:2410.14054, code).
 
-    NumPy's legacy generator, because the published numbers are its draws.
+    NumPy's legacy generator, because the published numbers are its draws. A choice permutes all
+    rows whatever its size, so B' = 0 leaves the batches as they are with B' > 0: methods of one
+    batch size are compared on the same batches, seed by seed.
     """
     draws = np.random.RandomState(seed)
     drawn = np.empty((iterations, sum(sizes)), dtype=np.int64)
@@ -197,7 +199,9 @@ def run(settings: Settings, arena: Arena, seed: int, *, log: bool = True) -> Tra
     full_every, difference = settings.spider_period, 1 if settings.spider_period is None else 2
     per_step = difference * batch + second
     drawn = draw_rows(seed, arena.rows, (batch, second), arena.budget // (batch + second))
-    x, v, m = arena.start, np.zeros(0), np.zeros(0)
+    x: Vector = arena.start
+    v: Vector = np.zeros(0)
+    m: Vector = np.zeros(0)
     last_x, state, spent, t = x, independent.init(), 0, 0
     evaluations, values = [], []
     with np.errstate(all="ignore"):

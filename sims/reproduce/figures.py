@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from html import escape
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from sims.reproduce.study import Panel
@@ -18,29 +18,14 @@ LIGHT = ("#0072b2", "#d55e00", "#00855f", "#a03f8c", "#a06c00", "#5a5a5a")
 DARK = ("#56b4e9", "#ff8f4d", "#35d0a0", "#e694cf", "#e8bf45", "#bdbdbd")
 DASHES = ("-", "-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (7, 2)))
 _INK = "#010203"
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 
 
 def svg(panel: Panel) -> str:
     """An ``<svg>`` element: text and axes in currentColor, lines in the variables --c0 ... --c5."""
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": panel.name}):
-        figure = _draw(panel, ink=_INK)
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+    with mpl.rc_context(_style(_INK, salt=panel.name)):
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        _draw(panel, _INK).savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -50,25 +35,36 @@ def svg(panel: Panel) -> str:
     text = text.replace(_INK, "currentColor")
     for index, color in enumerate(LIGHT):
         text = text.replace(color, f"var(--c{index})")
-    label = f'<svg role="img" aria-label="{_attribute(panel.title)}"'
+    label = f'<svg role="img" aria-label="{escape(panel.title)}"'
     return text.replace("<svg", label, 1).strip()
 
 
 def png(panel: Panel) -> bytes:
     """The same on white."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
-        figure = _draw(panel, ink="#222222")
-        figure.set_facecolor("white")
-        FigureCanvasAgg(figure).print_png(buffer)
+    with mpl.rc_context(_style("#222222", salt="")):
+        _draw(panel, "#222222").savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
 
 
-def _draw(panel: Panel, *, ink: str) -> Figure:
-    with mpl.rc_context({key: ink for key, value in _STYLE.items() if value == _INK}):
-        figure = Figure(figsize=(4.5, 3.7), dpi=160, layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
+def _style(ink: str, *, salt: str) -> Any:
+    inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+    return {
+        "font.size": 10.5,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        **dict.fromkeys(inked, ink),
+    }
+
+
+def _draw(panel: Panel, ink: str) -> Figure:
+    figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     for curve in sorted(panel.curves, key=lambda curve: not curve.faint):
         shown = np.where(np.isfinite(curve.y), curve.y, np.nan)
@@ -84,25 +80,36 @@ def _draw(panel: Panel, *, ink: str) -> Figure:
             alpha=0.3 if curve.faint else 1.0,
             label=curve.label or "_",
         )
+    for x, y, color in panel.dots:
+        axes.plot(x, y, "o", color=LIGHT[color], markersize=4.5)
     if panel.level is not None:
-        axes.axhline(panel.level, color=ink, linestyle=":", linewidth=0.8)
+        axes.axhline(panel.level, color=ink, linestyle=(0, (2, 3)), linewidth=1.1)
     if panel.mark is not None:
-        axes.axvline(panel.mark, color=ink, linestyle=":", linewidth=0.8)
-    axes.set(xlabel=panel.x_label, yscale="log")
-    axes.set_title(f"{panel.title}\n{panel.y_label}", loc="left", fontsize=9)
+        axes.axvline(panel.mark, color=ink, linestyle=(0, (2, 3)), linewidth=1.1)
+    axes.set(xlabel=panel.x_label, yscale="linear" if panel.linear else "log")
+    if panel.top is not None and panel.bottom is not None and panel.top < 10 * panel.bottom:
+        # Less than a decade: plain numbers instead of powers of ten.
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_title(f"{panel.title}\n{panel.y_label}", loc="left", fontsize=10.5)
     axes.set_ylim(bottom=panel.bottom, top=panel.top)
+    axes.locator_params(axis="x", nbins=6)
     axes.grid(alpha=0.2, color=ink, linewidth=0.5)
     labels = [curve.label for curve in panel.curves if curve.label]
     if labels:
         figure.legend(
             loc="outside lower center",
-            ncols=2 if len(labels) in (2, 4) or max(map(len, labels)) > 14 else 3,
+            ncols=_columns(labels),
             frameon=False,
-            fontsize=8,
+            fontsize=9.5,
             handlelength=2.4,
         )
     return figure
 
 
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+def _columns(labels: list[str]) -> int:
+    """Columns of the legend: as many as fit the panel's width."""
+    longest = max(map(len, labels))
+    if longest > 26:
+        return 1
+    return 2 if longest > 14 or len(labels) in (2, 4) else 3

@@ -25,10 +25,10 @@ p{margin:.4rem 0;max-width:76ch}
 .soft{color:var(--soft);font-size:.9rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1rem 0}
 a{color:inherit;text-underline-offset:3px}
-ul.findings{list-style:none;margin:.3rem 0 0;padding:0;max-width:84ch}
-ul.findings li{padding:.35rem 0 .35rem 6.6rem;position:relative}
+ul.findings{list-style:none;margin:.3rem 0 0;padding:0;max-width:90ch}
+ul.findings li{padding:.35rem 0 .35rem 9.6rem;position:relative}
 .verdict{font-weight:600;white-space:nowrap}
-ul.findings .verdict{position:absolute;left:0;width:6rem}
+ul.findings .verdict{position:absolute;left:0;width:9.4rem}
 .yes{color:var(--yes)}.no{color:var(--no)}.none{color:var(--none)}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));
 gap:14px;margin:1rem 0}
@@ -52,14 +52,15 @@ li{max-width:84ch}
 main{padding:18px 14px 48px}
 ul.findings li{padding-left:0}ul.findings .verdict{position:static;display:block}
 thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-table,caption,tbody,tr,td{display:block;width:auto}
+table,caption,tbody,tr{display:block;width:auto}
 tr{border:1px solid var(--line);border-radius:8px;background:var(--card);margin:.6rem 0;
 padding:.45rem .7rem}
-td{border:0;padding:.1rem 0 .1rem 7.2rem;position:relative;overflow-wrap:anywhere;max-width:none}
+td{border:0;padding:.1rem 0;overflow-wrap:anywhere;display:grid;
+grid-template-columns:6.8rem minmax(0,1fr);gap:.4rem}
 td.why{max-width:none}
-td::before{content:attr(data-label);position:absolute;left:0;width:6.8rem;color:var(--soft)}
-td:first-child{padding-left:0;font-weight:600}td:first-child::before{content:none}
-td:empty{display:none}
+td::before{content:attr(data-label);color:var(--soft)}
+td:first-child{display:block;font-weight:600}td:first-child::before{content:none}
+td:has(div:empty){display:none}
 dl{grid-template-columns:1fr}dd{margin-bottom:.3rem}
 }
 """
@@ -127,7 +128,7 @@ def _head(studies: Sequence[Study], quick: bool) -> str:
         "normalization (IAN-SGD, arXiv:2410.14054): every method here is run by fedef from the "
         "published settings, and each number that a paper prints, or that this project's "
         "specification measured before this code existed, stands beside ours.</p>"
-        f'<p class="soft">{mode} “Agrees” follows the rule in the table’s own caption. Diverged '
+        f'<p class="soft">{mode} “Agrees” follows the rule in the caption of its table. Diverged '
         "runs are counted and shown, never dropped.</p>"
         f"<nav>{links}</nav></header>"
     )
@@ -168,11 +169,46 @@ def _figure(panel: Panel) -> str:
 
 
 def _table(comparison: Comparison) -> str:
+    if any(check.part for check in comparison.checks):
+        return _matrix(comparison)
     heads = "".join(f"<th>{head}</th>" for head in _HEADS)
     rows = "".join(_row(check) for check in comparison.checks)
     return (
         f"<table><caption>{escape(comparison.caption)}</caption>"
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _matrix(comparison: Comparison) -> str:
+    """One row for each `what`, one column for each `part`: ours over what is printed."""
+    parts = list(dict.fromkeys(check.part for check in comparison.checks))
+    cells = {(check.what, check.part): check for check in comparison.checks}
+    rows = ""
+    for what in dict.fromkeys(check.what for check in comparison.checks):
+        rows += f'<tr><td data-label=""><div>{escape(what)}</div></td>'
+        for part in parts:
+            content = _cell(cells[what, part]) if (what, part) in cells else ""
+            rows += f'<td data-label="{escape(part)}"><div>{content}</div></td>'
+        rows += "</tr>"
+    heads = "".join(f"<th>{escape(part)}</th>" for part in ["", *parts])
+    reasons = "".join(
+        f"<li>{escape(check.what)}, {escape(check.part)}: {escape(check.why)}</li>"
+        for check in comparison.checks
+        if check.agrees is False
+    )
+    return (
+        f"<table><caption>{escape(comparison.caption)}</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        + (f"<p>Where it does not agree:</p><ul>{reasons}</ul>" if reasons else "")
+    )
+
+
+def _cell(check: Check) -> str:
+    symbol, kind = {True: ("✓", "yes"), False: ("✗", "no"), None: ("", "none")}[check.agrees]
+    word = {True: "agrees", False: "does not agree", None: "not judged"}[check.agrees]
+    return (
+        f'<span class="verdict {kind}" title="{word}">{symbol}</span> {escape(check.ours)}'
+        f'<br><span class="soft">printed {escape(check.printed)}</span>'
     )
 
 
@@ -188,7 +224,7 @@ def _row(check: Check) -> str:
     return (
         "<tr>"
         + "".join(
-            f'<td{f" class={kind!r}" if kind else ""} data-label="{head}">{cell}</td>'
+            f'<td{f" class={kind!r}" if kind else ""} data-label="{head}"><div>{cell}</div></td>'
             for head, (kind, cell) in zip(_HEADS, cells, strict=True)
         )
         + "</tr>"
@@ -197,7 +233,7 @@ def _row(check: Check) -> str:
 
 def _mark(agrees: bool | None, yes: str, no: str) -> str:
     if agrees is None:
-        return '<span class="verdict none">– not judged</span>'
+        return '<span class="verdict none">not judged</span>'
     if agrees:
         return f'<span class="verdict yes">✓ {yes}</span>'
     return f'<span class="verdict no">✗ {no}</span>'
@@ -210,7 +246,9 @@ def _setting(environment: Mapping[str, str], seconds: Mapping[str, float], quick
         "mode": "quick" if quick else "full",
         "time": f"{times}; {_duration(sum(seconds.values()))} in all, on one thread",
     }
-    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows.items())
+    items = "".join(
+        f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows.items()
+    )
     return (
         f'<section id="environment"><h2>Environment</h2><dl>{items}</dl>'
         '<p class="soft">The same numbers are in results.json, the figures as PNG in figures/. '

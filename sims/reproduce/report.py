@@ -11,13 +11,14 @@ from typing import Any
 
 from fedef.errors import ConfigError
 from fedef.run_folder import environment
-from sims.reproduce import dro, logistic, phase_retrieval, polynomial, resnet20
+from sims.reproduce import dro, logistic, phase_retrieval, polynomial, resnet20, smoothness
 from sims.reproduce.figures import png
 from sims.reproduce.page import render
 from sims.reproduce.study import Panel, Settings, Study
 
 STUDIES: dict[str, Callable[[Settings], Study]] = {
     "polynomial": polynomial.study,
+    "smoothness": smoothness.study,
     "logistic": logistic.study,
     "phase-retrieval": phase_retrieval.study,
     "dro": dro.study,

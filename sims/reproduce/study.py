@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +63,10 @@ class Panel:
     """A dotted horizontal line: the target."""
     mark: float | None = None
     """A dotted vertical line: the budget."""
+    dots: tuple[tuple[float, float, int], ...] = ()
+    """(x, y, color) of single points."""
+    linear: bool = False
+    """A linear y axis instead of a logarithmic one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Comparison:
 class Finding:
     """One sentence for the page's first section."""
 
-    holds: bool
+    holds: bool | None
+    """None: not judged."""
     text: str
 
 
@@ -103,13 +108,19 @@ class Study:
         return tuple(check for comparison in self.comparisons for check in comparison.checks)
 
 
-def spread(values: list[float] | NDArray[np.float64], digits: int = 3) -> str:
-    """``median [least, largest]``, or the one value."""
+def spread(values: Sequence[float], digits: int = 3, *, scientific: bool = False) -> str:
+    """``median [least, largest]``, or the one value; `scientific` as 1.2e-4."""
     array = np.asarray(values, dtype=np.float64)
-    middle = f"{np.median(array):.{digits}g}"
-    if len(array) == 1:
-        return middle
-    return f"{middle} [{array.min():.{digits}g}, {array.max():.{digits}g}]"
+    shown = [
+        _scientific(value) if scientific else f"{value:.{digits}g}"
+        for value in (np.median(array), array.min(), array.max())
+    ]
+    return shown[0] if len(array) == 1 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _scientific(value: float) -> str:
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def of(count: int, total: int) -> str:

@@ -26,6 +26,8 @@ class Check:
     """None: shown, but there is nothing to judge."""
     why: str = ""
     """Why not, where it does not agree."""
+    part: str = ""
+    """Its column, where `what` is a row of several numbers."""
 
 
 def same_digits(ours: float, printed: str) -> bool:
@@ -49,7 +51,7 @@ def within_deviations(ours: float, mean: float, deviation: float, count: float =
 
 def inside(printed: float, ours: Sequence[float], widened: float) -> bool:
     """Whether `printed` lies between our least and largest value, each moved out by `widened`."""
-    low, high = min(ours), max(ours)
+    low, high = float(min(ours)), float(max(ours))
     return low - widened * abs(low) <= printed <= high + widened * abs(high)
 
 

@@ -14,7 +14,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"]
 
 
 def test_the_names():
-    assert set(DIRECTIONS) == {"plain", "unit", "power", "clip", "independent"}
+    assert set(DIRECTIONS) == {"plain", "unit", "power", "clip", "independent", "remembered"}
     g = np.array([3.0, 4.0])
     assert Direction("plain").of(g) is g
     np.testing.assert_array_equal(Direction("unit").of(g), unit(g))

@@ -13,7 +13,7 @@ from reference_ian import DRO_BUDGET, DroArrays, Loop, draw_rows, iterations_wit
 
 from fedef.datasets import find_file
 from fedef.errors import ConfigError
-from fedef.independent import NormalizerState, init, longest_step, step
+from fedef.independent import NormalizerState, init, step
 from fedef.problems.dro import inner_minimum, make_instance
 from fedef.problems.life_expectancy import FILE, read_life_expectancy
 
@@ -43,37 +43,26 @@ def test_closed_forms():
     given_norm = {"step_size": 0.4, "beta": 2 / 3, "delta": 2.0, "cap": math.inf}
     dx, state = step(init(), three_four(), 3.0, tau=8.0, **given_norm)
     np.testing.assert_allclose(dx, -0.1 * three_four(), rtol=1e-14)
-    assert state == NormalizerState(5.0, 1, 0)
+    assert (state.last_norm, state.steps, state.capped_steps) == (5.0, 1, 0)
+    assert state.first_length == pytest.approx(0.5, rel=1e-14)
     dx, _ = step(state, three_four(), 3.0, tau=64.0, **given_norm)
     np.testing.assert_allclose(dx, -0.4 / 16 * three_four(), rtol=1e-14)
     dx, _ = step(state, three_four(), 3.0, amplification=31.0, tau=8.0, step_size=0.4, beta=0.0)
     np.testing.assert_array_equal(dx, -0.4 * three_four())
 
 
-def test_the_cap_is_the_published_step_of_a_gradient_of_norm_tau():
-    """tau = 5 and h = tau: the step of norm-5 g is the longest; of 10 times it, the same."""
-    constants = {"step_size": 0.3, "beta": 2 / 3, "tau": 5.0, "amplification": 1.0}
-    bound = 0.3 * 5 ** (1 / 3)
-    assert longest_step(step_size=0.3, beta=2 / 3, tau=5.0) == pytest.approx(bound, rel=1e-15)
-    published, _ = step(init(), three_four(), 1.0, **constants, cap=math.inf)
-    assert np.linalg.norm(published) == pytest.approx(bound, rel=1e-14)
-    at, _ = step(init(), three_four(), 1.0, **constants)
-    np.testing.assert_allclose(at, published, rtol=1e-14)
-    beyond, state = step(init(), three_four(10.0), 1.0, **constants)
-    np.testing.assert_allclose(beyond, published, rtol=1e-14)
-    assert state.capped_steps == 1
-    assert longest_step(step_size=0.3, beta=1.0, tau=7.0) == 0.3
-
-
-def test_beta_one_and_the_own_norm_is_clipping():
-    """With N = ||g||, A = 1 and beta = 1 the cap never acts, whatever g."""
-    for scale in (1e-3, 1.0, 1e3):
-        g = three_four(scale)
-        dx, state = step(
-            init(), g, 5 * scale, step_size=0.1, beta=1.0, tau=2.0, amplification=1.0, cap=1 + 1e-12
-        )
-        np.testing.assert_allclose(dx, -0.1 * g / max(5 * scale, 2.0), rtol=1e-14)
-        assert state.capped_steps == 0
+def test_the_cap_is_twice_the_first_step_that_is_not_zero():
+    """Tau = 8 above all norms and beta = 1: steps are gamma ||g|| / 8, the bound 2 * 5/8 gamma."""
+    constants = {"step_size": 0.4, "beta": 1.0, "tau": 8.0, "independent_norm": 1.0}
+    dx, state = step(init(), np.zeros(3), **constants)
+    assert not dx.any()
+    lengths, scales = [], [1.0, 1.9, 2.1, 1e9, 0.5]
+    for scale in scales:
+        dx, state = step(state, three_four(scale), **constants)
+        lengths.append(np.linalg.norm(dx))
+        assert np.linalg.norm(dx - lengths[-1] * three_four(-0.2)) < 1e-15
+    np.testing.assert_allclose(lengths, 0.25 * np.array([1.0, 1.9, 2.0, 2.0, 0.5]), rtol=1e-14)
+    assert state == NormalizerState(2.5, 0.25, 6, 2)
 
 
 def test_memory_is_the_norm_of_the_step_before():
@@ -83,7 +72,7 @@ def test_memory_is_the_norm_of_the_step_before():
     np.testing.assert_allclose(first, -0.1 * three_four() / 10, rtol=1e-14)
     second, state = step(state, three_four(100.0), **constants)
     np.testing.assert_allclose(second, -0.1 * three_four() / 5, rtol=1e-14)
-    assert state == NormalizerState(500.0, 2, 1)
+    assert state == NormalizerState(500.0, 0.05, 2, 1)
     third, _ = step(state, three_four(), **constants)
     np.testing.assert_allclose(third, -0.1 * three_four() / 1000, rtol=1e-14)
 
@@ -94,48 +83,45 @@ betas = st.sampled_from([0.0, 1 / 3, 2 / 3, 1.0])
 positive = st.floats(1e-6, 1e6)
 
 
-@given(vectors, norms, positive, betas, positive, positive)
-def test_no_step_is_longer_than_the_bound(g, independent_norm, gamma, beta, tau, cap):
-    state = NormalizerState(last_norm=1.0)
-    constants = {"step_size": gamma, "beta": beta, "tau": tau}
-    bound = longest_step(**constants, cap=cap)
+@given(vectors, norms, positive, betas, positive, st.floats(1, 1e6))
+def test_no_step_is_longer_than_the_bound(g, independent_norm, gamma, beta, first, cap):
+    """And one that is shorter is the published one."""
+    state = NormalizerState(last_norm=1.0, first_length=first, steps=1)
+    constants = {"step_size": gamma, "beta": beta, "tau": 1.0}
     dx, after = step(state, g, independent_norm, **constants, cap=cap)
     free, _ = step(state, g, independent_norm, **constants, cap=math.inf)
-    assert np.max(np.abs(dx)) <= bound * (1 + 1e-12)
-    assert np.linalg.norm(dx / bound) <= 1 + 1e-12
+    assert np.linalg.norm(dx / (cap * first)) <= 1 + 1e-12
     if not after.capped_steps:
         np.testing.assert_array_equal(dx, free)
     assert (np.sign(dx) * np.sign(g) <= 0).all()
 
 
 def test_the_published_loop_where_the_cap_is_off_and_where_it_does_not_act(data_dir):
-    """The first 30 iterations from recorded rows, seed 1: the same path bit for bit, or nearly."""
+    """The first 30 iterations from recorded rows: with a wide cap the published path."""
     arrays, x1 = instance(data_dir)
-    recorded = draw_rows(PUBLISHED, np.random.RandomState(1), arrays.n, 30)
+    recorded = draw_rows(PUBLISHED, np.random.RandomState(3), arrays.n, 30)
     expected = run(PUBLISHED, arrays.gradient, x1, recorded)
-    for cap, capped in ((math.inf, 0), (1.0, 0), (0.1, 1)):
+    for cap, acts in ((math.inf, False), (50.0, False), (1.0, True)):
         path, state = replayed(arrays, x1, recorded, cap=cap)
-        assert (state.capped_steps > 0) == capped
-        if not capped:
+        assert (state.capped_steps > 0) == acts
+        if not acts:
             np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_given_the_past_the_mean_step_is_along_the_full_gradient():
-    """All 2-row batches of 6 rows: their mean is -gamma grad F/h^beta with memory, exactly.
+    """All 2-row batches of 6 rows: with memory their mean step is -gamma grad F/h^beta, exactly.
 
-    With the batch's own norm it is not: rows of unequal length pull it aside.
+    Dividing by the batch's own norm turns it: the long row counts less than it does in grad F.
     """
-    draws = np.random.default_rng(4)
-    rows = draws.normal(size=(6, 3)) * np.array([[1], [1], [1], [1], [1], [40]])
+    rows = np.array([[100.0, 0.0]] + 5 * [[0.0, 3.0]])
     batches = [rows[list(pair)].mean(axis=0) for pair in combinations(range(6), 2)]
     state = NormalizerState(last_norm=7.0)
-    constants = {"step_size": 0.5, "beta": 2 / 3, "tau": 4.0, "cap": math.inf}
+    constants = {"step_size": 0.5, "beta": 2 / 3, "tau": 1.0, "cap": math.inf}
     full = rows.mean(axis=0)
     with_memory = np.mean([step(state, g, **constants)[0] for g in batches], axis=0)
     np.testing.assert_allclose(with_memory, -0.5 * full / 14 ** (2 / 3), rtol=1e-12)
     own = np.mean([step(state, g, np.linalg.norm(g), **constants)[0] for g in batches], axis=0)
-    cosine = -own @ full / np.linalg.norm(own) / np.linalg.norm(full)
-    assert cosine < 0.995
+    assert own[1] / own[0] > 3 * full[1] / full[0]
 
 
 def test_zeros_leave_x_and_what_is_not_finite_comes_out_as_nan():
@@ -148,7 +134,8 @@ def test_zeros_leave_x_and_what_is_not_finite_comes_out_as_nan():
             for given_norm in (None, 1.0, math.inf):
                 g = np.array([1.0, bad])
                 assert not np.isfinite(step(init(), g, given_norm, **constants)[0]).all()
-        dx, _ = step(init(), np.array([1e300, 1e300]), 1e300, step_size=1.0, beta=2 / 3, tau=1.0)
+        state = NormalizerState(first_length=0.5, steps=1)
+        dx, _ = step(state, np.array([1e300, 1e300]), 1.0, step_size=1e3, beta=2 / 3, tau=1.0)
         np.testing.assert_allclose(dx, -np.sqrt([0.5, 0.5]), rtol=1e-12)
 
 
@@ -161,24 +148,20 @@ def test_zeros_leave_x_and_what_is_not_finite_comes_out_as_nan():
         {"beta": 1.1},
         {"tau": -1.0},
         {"tau": math.nan},
-        {"cap": 0.0},
+        {"delta": math.nan},
+        {"delta": -1.0},
+        {"amplification": math.inf},
+        {"cap": 0.5},
         {"cap": math.nan},
     ],
 )
 def test_constants_out_of_range_are_refused(bad):
     constants = {"step_size": 0.1, "beta": 0.5, "tau": 1.0, **bad}
-    with pytest.raises(ConfigError, match=r"must be > 0.*cap=inf is no cap"):
+    with pytest.raises(ConfigError, match=r"step_size must be > 0.*cap=inf is no cap"):
         step(init(), three_four(), **constants)
 
 
-def test_a_cap_that_forbids_every_step_is_refused():
-    constants = {"step_size": 0.1, "beta": 2 / 3, "tau": 0.0}
-    with pytest.raises(ConfigError, match=r"set tau above 0, or use beta=1 or cap=inf"):
-        step(init(), three_four(), **constants)
-    step(init(), three_four(), **constants, cap=math.inf)
-
-
-@pytest.mark.parametrize("state", [init(), NormalizerState(0.1 + 0.2, 9, 2)])
+@pytest.mark.parametrize("state", [init(), NormalizerState(0.1 + 0.2, 0.7, 9, 2)])
 def test_the_state_survives_a_checkpoint(state):
     assert NormalizerState.from_arrays(state.to_arrays()) == state
 
@@ -201,11 +184,11 @@ def instance(data_dir):
     return instance_in(str(data_dir))
 
 
-def replayed(arrays, x1, recorded, **changes):
-    """Path of `step` from recorded rows; without independent rows it has memory."""
+def replayed(arrays, x1, recorded, *, memory=False, **changes):
+    """Path of `step` from recorded rows; with memory it takes the batches alone."""
     x, path, state = x1, [x1], init()
     for rows, independent in recorded:
-        n = None if independent is None else np.linalg.norm(arrays.gradient(x, independent))
+        n = None if memory else np.linalg.norm(arrays.gradient(x, independent))
         dx, state = step(state, arrays.gradient(x, rows), n, **constants_of(PUBLISHED), **changes)
         x = x + dx
         path.append(x)
@@ -214,9 +197,9 @@ def replayed(arrays, x1, recorded, **changes):
 
 @pytest.mark.slow
 def test_0_of_20_seeds_diverge_where_6_do_as_published_at_no_worse_median(data_dir):
-    """DRO, instance 2024, 128,000 samples. The rule was chosen on the seeds 100 to 159.
+    """DRO, instance 2024, 128,000 samples each, the same batches. Chosen on the seeds 100 to 399.
 
-    Psi: published 3.972 over the 14 seeds that it survives; ours 3.957 over these and over all 20.
+    The published rule does 941 steps in them, ours 1000 with the same batches and none beside.
     """
     arrays, x1 = instance(data_dir)
     weights = np.full(arrays.n, 1 / arrays.n)
@@ -224,19 +207,15 @@ def test_0_of_20_seeds_diverge_where_6_do_as_published_at_no_worse_median(data_d
     def psi(x):
         return inner_minimum(arrays.losses(x[:-1]), weights)[0]
 
-    ours_loop = Loop(**{**vars(PUBLISHED), "independent_batch": None})
     published, ours, capped, steps = [], [], 0, 0
+    its, ours_its = iterations_within(PUBLISHED, arrays.n, DRO_BUDGET), DRO_BUDGET // 128
     with np.errstate(all="ignore"):
         for seed in range(20):
-            for loop, finals in ((PUBLISHED, published), (ours_loop, ours)):
-                its = iterations_within(loop, arrays.n, DRO_BUDGET)
-                recorded = draw_rows(loop, np.random.RandomState(seed), arrays.n, its)
-                if loop is PUBLISHED:
-                    path = run(loop, arrays.gradient, x1, recorded)
-                else:
-                    path, state = replayed(arrays, x1, recorded)
-                    capped, steps = capped + state.capped_steps, steps + state.steps
-                finals.append(psi(path[-1]))
+            recorded = draw_rows(PUBLISHED, np.random.RandomState(seed), arrays.n, ours_its)
+            published.append(psi(run(PUBLISHED, arrays.gradient, x1, recorded[:its])[-1]))
+            path, state = replayed(arrays, x1, recorded, memory=True)
+            ours.append(psi(path[-1]))
+            capped, steps = capped + state.capped_steps, steps + state.steps
     survives = np.array(published) <= 50
     assert 5 <= np.count_nonzero(~survives) <= 7
     assert max(ours) < 5
@@ -244,5 +223,4 @@ def test_0_of_20_seeds_diverge_where_6_do_as_published_at_no_worse_median(data_d
     assert best == pytest.approx(3.972, abs=0.005)
     assert np.median(ours) <= best
     assert np.median(np.array(ours)[survives]) <= best
-    assert np.median(ours) == pytest.approx(3.957, abs=0.005)
     assert capped / steps < 0.005

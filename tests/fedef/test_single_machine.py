@@ -229,3 +229,48 @@ def test_a_replay_that_does_not_fit_is_an_error(tmp_path):
     np.savez(path, minibatch=np.zeros((1, 4)))
     with pytest.raises(ConfigError, match="must hold integers"):
         path_of(settings, 1)
+
+
+@pytest.mark.parametrize("cap", [1.0, 2.0])
+def test_a_capped_step_is_bounded_by_the_first(cap):
+    loop = replace(LOOPS["ian-sgd"], gamma=3.0)
+    path = path_of({**settings_of("ian-sgd", loop), "cap": cap}, 30)
+    lengths = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    assert lengths.max() <= cap * lengths[0] * (1 + 1e-9)
+
+
+def test_a_cap_that_is_not_reached_gives_the_published_path():
+    settings = settings_of("ian-sgd", LOOPS["ian-sgd"])
+    np.testing.assert_allclose(
+        path_of({**settings, "cap": 1e6}, 20), path_of(settings, 20), rtol=1e-7
+    )
+
+
+def test_remembered_normalization_needs_no_second_batch():
+    """x - gamma g_t / max(A ||g_{t-1}|| + delta, tau)^beta, full gradients in closed form."""
+    settings = {
+        "problem": "logistic",
+        "data": "synthetic",
+        "num-clients": 1,
+        "partitioner": "contiguous",
+        "schedule": "constant",
+        "step-size": 0.3,
+        "method": "sgd",
+        "direction": "remembered",
+        "beta": 0.5,
+        "tau": 0.01,
+    }
+    path = path_of(settings, 15)
+    problem = Experiment.build(Config.from_flat(settings)).problem
+    x, last = path[0].copy(), None
+    for t in range(1, 16):
+        g = problem.local(0, x, buffers=np.empty(0)).gradient
+        length = np.linalg.norm(g)
+        x = x - 0.3 * g / max(2 * (length if last is None else last), 0.01) ** 0.5
+        last = length
+        np.testing.assert_allclose(path[t], x, rtol=1e-9)
+
+
+def test_a_cap_is_for_independent_directions():
+    with pytest.raises(ConfigError, match="use max-step"):
+        path_of({**settings_of("sgd", LOOPS["sgd"]), "cap": 2.0}, 1)

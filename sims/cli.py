@@ -19,6 +19,7 @@ from fedef.config import Config, parse_assignments, read_toml
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
+from sims.reproduce.command import reproduce_command
 
 app = typer.Typer(
     help="Federated learning with normalized error feedback: clients send top-k corrections, "
@@ -139,6 +140,9 @@ def bench(
     for row in run_benchmarks(turns=turns):
         table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:g}")
     _out.print(table)
+
+
+app.command("reproduce")(reproduce_command)
 
 
 def _start(

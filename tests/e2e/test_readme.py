@@ -49,8 +49,8 @@ def test_the_table_of_results_is_the_file_that_the_picture_wrote():
 def test_the_commands_run(tmp_path):
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-    commands = [command for command in COMMANDS if command.startswith("fedef")]
-    assert len(commands) >= 6
+    commands = [command for command in COMMANDS if not command.startswith("make")]
+    assert len(commands) >= 10
     for command in commands:
         result = subprocess.run(
             shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -56,9 +56,18 @@ def test_first_hit_is_in_the_measured_range(l1, method, schedule, rounds, expect
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize(("l1", "method", "schedule", "rounds", "expected"), CASES)
-def test_first_hit_over_more_seeds(l1, method, schedule, rounds, expected, seed):
-    hit = first_hit(l1, method, schedule, rounds, seed=seed)
-    assert hit is not None
-    assert expected[0] <= hit <= expected[1]
+def test_first_hits_over_eight_seeds(l1, method, schedule, rounds, expected):
+    """The ranges are those of ten draws of x^0: a further draw is outside with probability 2/11.
+
+    So the median must be inside, most draws too, and none far out. With L1 = 8 and 1/sqrt(K+1)
+    one draw of the ten never hits.
+    """
+    low, high = expected
+    shown = rounds if schedule == "horizon" else rounds + rounds // 20
+    hits = [first_hit(l1, method, schedule, shown, seed) for seed in range(8)]
+    found = [hit for hit in hits if hit is not None]
+    assert len(found) >= (6 if (l1, schedule) == (8, "horizon") else 8)
+    assert low <= np.median(found) <= high
+    assert sum(low <= hit <= high for hit in found) >= 5
+    assert all(0.98 * low <= hit <= 1.02 * high for hit in found)

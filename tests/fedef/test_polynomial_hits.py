@@ -60,7 +60,7 @@ def test_first_hit_is_in_the_measured_range(l1, method, schedule, rounds, expect
 def test_first_hits_over_eight_seeds(l1, method, schedule, rounds, expected):
     """The ranges are those of ten draws of x^0: a further draw is outside with probability 2/11.
 
-    So the median must be inside, most draws too, and none far out. With L1 = 8 and 1/sqrt(K+1)
+    So the median must be inside, all draws but two too, and none far out. With L1 = 8 and 1/sqrt(K+1)
     one draw of the ten never hits.
     """
     low, high = expected
@@ -69,5 +69,5 @@ def test_first_hits_over_eight_seeds(l1, method, schedule, rounds, expected):
     found = [hit for hit in hits if hit is not None]
     assert len(found) >= (6 if (l1, schedule) == (8, "horizon") else 8)
     assert low <= np.median(found) <= high
-    assert sum(low <= hit <= high for hit in found) >= 5
+    assert sum(low <= hit <= high for hit in found) >= len(found) - 2
     assert all(0.98 * low <= hit <= 1.02 * high for hit in found)

@@ -60,8 +60,8 @@ def test_first_hit_is_in_the_measured_range(l1, method, schedule, rounds, expect
 def test_first_hits_over_eight_seeds(l1, method, schedule, rounds, expected):
     """The ranges are those of ten draws of x^0: a further draw is outside with probability 2/11.
 
-    So the median must be inside, all draws but two too, and none far out. With L1 = 8 and 1/sqrt(K+1)
-    one draw of the ten never hits.
+    So the median must be inside, all draws but two too, and none far out. With L1 = 8 and the
+    step 1/sqrt(K+1) one draw of the ten never hits.
     """
     low, high = expected
     shown = rounds if schedule == "horizon" else rounds + rounds // 20

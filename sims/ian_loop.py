@@ -2,7 +2,7 @@
 
 Every method is m_t through `fedef.independent.step` with another norm; rows are drawn as the
 published code does, so that runs can be compared seed by seed. The engines run the same methods as
-federated ones, with messages and checks; this loop is for the many runs of a comparison.
+federated ones, with messages and checks; this loop takes half their time, for grids.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedef import independent
 from fedef.config import Config
+from fedef.problems.base import Problem
 from fedef.problems.dro import Dro
 from fedef.problems.registry import build_problem
 from fedef.vectors import IntVector, Vector, norm
@@ -25,8 +26,7 @@ from fedef.vectors import IntVector, Vector, norm
 _EMPTY = np.empty(0)
 _ONE = np.ones(1)
 _EVERY_STEP_UNTIL = 40
-"""Runs leap off early: until here the measure is logged before each step, then before each 5th."""
-_LOG_EVERY = 5
+"""Runs leap off early: until here the measure is logged before each step."""
 
 Norm = Literal["own", "independent", "previous", "full"]
 
@@ -38,6 +38,8 @@ class Arena:
     problem: str
     """phase-retrieval or dro."""
     instance_seed: int
+    built: Problem
+    """For the engines."""
     gradient: Callable[[Vector, IntVector | None], Vector]
     """On these rows (None: all), in the published code's units."""
     measure: Callable[[Vector], float]
@@ -55,6 +57,12 @@ class Arena:
     """f <= 10 on phase retrieval; dro has none."""
     diverged_above: float
     """A run ends in divergence if its measure does above this, or is not finite."""
+    log_every: int = 5
+    """Steps between values of the measure after the first 40; 0: only the value at the end."""
+
+    def logged(self, t: int) -> bool:
+        """Whether the measure is taken before step t."""
+        return self.log_every > 0 and (t < _EVERY_STEP_UNTIL or t % self.log_every == 0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,22 @@ class Settings:
     batch: int | None = None
     """None: the arena's."""
     independent_batch: int | None = None
+    idle_rows: int = 0
+    """Charged to the budget in each step and not used, so that a control takes no more steps."""
+
+    def charge(self, arena: Arena, t: int) -> int:
+        """What step t costs of the budget: gradients of single rows, a SPIDER difference two.
+
+        The norm of the full gradient is an oracle's and free; see `Trajectory.computed`.
+        """
+        if self.spider_period is not None:
+            return arena.rows if t % self.spider_period == 0 else 2 * self.rows(arena)[0]
+        return sum(self.rows(arena)) + self.idle_rows
+
+    def rows(self, arena: Arena) -> tuple[int, int]:
+        """(B, B'), B' = 0 without an independent batch."""
+        second = self.independent_batch or arena.independent_batch
+        return self.batch or arena.batch, second if self.norm == "independent" else 0
 
 
 @dataclass(frozen=True)
@@ -86,14 +110,13 @@ class Trajectory:
     """A run, at the steps that were logged."""
 
     evaluations: NDArray[np.int64]
-    """(L,) gradients of single rows before the measure was taken; a difference of two counts two,
-    and the norm of the full gradient nothing, since it is an oracle."""
+    """(L,) charged before the measure was taken; see `Settings.charge`."""
     values: NDArray[np.float64]
     """(L,) the measure; the last is at the end, inf where it is not finite."""
-    capped_share: float
+    computed: int
+    """Gradients of single rows that were really computed, an oracle's included."""
+    capped_share: float = 0.0
     """Steps that the cap shortened, over all."""
-    oracle_evaluations: int = 0
-    """Gradients of single rows behind the oracle's norms."""
 
     @property
     def final(self) -> float:
@@ -135,6 +158,7 @@ def arena(problem: str, instance_seed: int, data_dir: str | None = None) -> Aren
         return Arena(
             problem,
             instance_seed,
+            built,
             gradient,
             lambda x: dro.psi(x, weights=_ONE),
             start,
@@ -148,6 +172,7 @@ def arena(problem: str, instance_seed: int, data_dir: str | None = None) -> Aren
     return Arena(
         problem,
         instance_seed,
+        built,
         gradient,
         loss,
         start,
@@ -176,10 +201,8 @@ def draw_rows(seed: int, rows: int, sizes: tuple[int, int], iterations: int) -> 
     return drawn
 
 
-def run(settings: Settings, arena: Arena, seed: int, *, log: bool = True) -> Trajectory:
-    """Run to the arena's budget.
-
-    A run that is no longer finite stops and ends at inf.
+def run(settings: Settings, arena: Arena, seed: int) -> Trajectory:
+    """Run to the arena's budget; a run that is no longer finite stops and ends at inf.
 
     Parameters
     ----------
@@ -189,43 +212,35 @@ def run(settings: Settings, arena: Arena, seed: int, *, log: bool = True) -> Tra
         The problem.
     seed
         Of the rows.
-    log
-        False: only the last value, for tuning.
     """
-    batch = settings.batch or arena.batch
-    second = 0
-    if settings.norm == "independent":
-        second = settings.independent_batch or arena.independent_batch
-    full_every, difference = settings.spider_period, 1 if settings.spider_period is None else 2
-    per_step = difference * batch + second
-    drawn = draw_rows(seed, arena.rows, (batch, second), arena.budget // (batch + second))
+    sizes = settings.rows(arena)
+    drawn = draw_rows(seed, arena.rows, sizes, arena.budget // sum(sizes))
     x: Vector = arena.start
     v: Vector = np.zeros(0)
     m: Vector = np.zeros(0)
-    last_x, state, spent, t = x, independent.init(), 0, 0
+    last_x, state, spent, computed, t = x, independent.init(), 0, 0, 0
     evaluations, values = [], []
     with np.errstate(all="ignore"):
-        while True:
-            whole = full_every is not None and t % full_every == 0
-            cost = arena.rows if whole else per_step
-            if spent + cost > arena.budget or not np.isfinite(x).all():
+        while np.isfinite(x).all():
+            cost = settings.charge(arena, t)
+            if spent + cost > arena.budget:
                 break
-            if log and (t < _EVERY_STEP_UNTIL or t % _LOG_EVERY == 0):
+            if arena.logged(t):
                 evaluations.append(spent)
                 values.append(arena.measure(x))
             rows = drawn[t]
-            if whole:
+            if settings.spider_period is not None and t % settings.spider_period == 0:
                 v = arena.gradient(x, None)
-            elif full_every is not None:
+            elif settings.spider_period is not None:
                 v = v + arena.gradient(x, rows) - arena.gradient(last_x, rows)
             else:
-                v = arena.gradient(x, rows[:batch])
+                v = arena.gradient(x, rows[: sizes[0]])
             theta = settings.momentum if t > 0 else 0.0
             m = theta * m + (1 - theta) * v if theta > 0 else v
             dx, state = independent.step(
                 state,
                 m,
-                _norm(settings, arena, x, m, rows[batch:]),
+                _norm(settings, arena, x, m, rows[sizes[0] :]),
                 step_size=settings.step_size,
                 beta=settings.beta,
                 tau=settings.tau,
@@ -235,15 +250,22 @@ def run(settings: Settings, arena: Arena, seed: int, *, log: bool = True) -> Tra
             )
             last_x, x = x, x + dx
             spent += cost
+            computed += cost - settings.idle_rows
+            computed += arena.rows if settings.norm == "full" else 0
             t += 1
         evaluations.append(spent)
         values.append(arena.measure(x))
-    return Trajectory(
-        np.array(evaluations),
-        np.nan_to_num(np.array(values), nan=math.inf, posinf=math.inf),
-        state.capped_steps / max(1, state.steps),
-        t * arena.rows if settings.norm == "full" else 0,
+    return trajectory(
+        evaluations, values, computed, capped_share=state.capped_steps / max(1, state.steps)
     )
+
+
+def trajectory(
+    evaluations: list[int], values: list[float], computed: int, *, capped_share: float = 0.0
+) -> Trajectory:
+    """Return a trajectory with inf for all that is not finite."""
+    clean = np.nan_to_num(np.array(values), nan=math.inf, posinf=math.inf)
+    return Trajectory(np.array(evaluations), clean, computed, capped_share)
 
 
 def _norm(settings: Settings, arena: Arena, x: Vector, m: Vector, rows: IntVector) -> float | None:

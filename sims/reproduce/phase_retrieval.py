@@ -157,7 +157,7 @@ def study(settings: Settings, *, budget: int = BUDGET) -> Study:
                 seeds=seeds,
                 budget=budget,
                 limit=value(warm.initial_point()),
-                points=120 if settings.quick else budget // 64,
+                points=budget // 64,
                 name="phase-retrieval",
             )
             (repository if done <= len(STOCHASTIC) else fitted).append(runs)

@@ -76,6 +76,10 @@ def reproduce(
     ------
     ConfigError
         If a name is unknown, the folder cannot be written, or no study could be run.
+
+    Notes
+    -----
+    The page is written anew after each study, so an interrupted run leaves those that are done.
     """
     selected = chosen(names)
     _make(out)
@@ -97,6 +101,9 @@ def reproduce(
             continue
         seconds[name] = time.perf_counter() - start
         tell(f"{seconds[name]:.0f} s", 1.0)
+        # After each study: a full run takes long, and one that is interrupted leaves what is done.
+        waiting = dict.fromkeys(selected[selected.index(name) + 1 :], "not yet")
+        write(out, studies, quick=quick, not_run={**not_run, **waiting}, seconds=seconds)
     if not studies:
         raise ConfigError("; ".join(not_run.values()))
     return write(out, studies, quick=quick, not_run=not_run, seconds=seconds)
@@ -110,13 +117,12 @@ def write(
     not_run: Mapping[str, str],
     seconds: Mapping[str, float],
 ) -> Path:
-    """Write the page, its numbers and its figures; return the page."""
+    """Write the page, its numbers and the figures of the last study; return the page."""
     about = _flat(environment())
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for study in studies:
-        for panel in study.panels:
-            (figures / f"{panel.name}.png").write_bytes(png(panel))
+    for panel in studies[-1].panels:
+        (figures / f"{panel.name}.png").write_bytes(png(panel))
     results = {
         "quick": quick,
         "seconds": {name: round(taken, 1) for name, taken in seconds.items()},

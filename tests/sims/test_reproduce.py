@@ -464,6 +464,21 @@ def test_a_study_without_its_data_is_left_out_unless_it_is_the_only_one(tmp_path
         report.reproduce(["dro"], out=tmp_path / "dro", **options)
 
 
+def test_an_interrupted_run_leaves_the_studies_that_are_done(tmp_path, monkeypatch):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    studies = {"polynomial": lambda settings: made_study(), "dro": interrupted}
+    monkeypatch.setattr(report, "STUDIES", studies)
+    with pytest.raises(KeyboardInterrupt):
+        report.reproduce([], quick=True, out=tmp_path, data_dir=None)
+    assert "Not run: not yet" in (tmp_path / "index.html").read_text()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [study["name"] for study in results["studies"]] == ["made-up"]
+    assert results["not-run"] == {"dro": "not yet"}
+    assert (tmp_path / "figures" / "made-up-panel.png").is_file()
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="out: cannot write"):

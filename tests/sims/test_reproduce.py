@@ -498,24 +498,3 @@ def test_the_problem_of_the_page_is_the_configured_one():
     configured = build_problem(Config.from_flat(values))
     row = {row.name: row for row in logistic.ROWS}["wdbc"]
     np.testing.assert_array_equal(logistic.load(row, None, 2).x0, configured.initial_point())
-
-
-@pytest.mark.slow
-def test_the_whole_quick_run(tmp_path, data_dir):
-    """Every study; the science agrees where it should."""
-    page = report.reproduce(["all"], quick=True, out=tmp_path, data_dir=data_dir)
-    text = page.read_text()
-    shown = require_self_contained(text)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results["seconds"]) == list(report.STUDIES)
-    panels = [panel["name"] for study in results["studies"] for panel in study["panels"]]
-    assert shown.tags.count("svg") == len(panels)
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(panels)
-    by_name = {study["name"]: study for study in results["studies"]}
-    assert all(c["agrees"] for c in by_name["phase-retrieval"]["comparisons"][2]["checks"])
-    assert all(c["agrees"] for c in by_name["dro"]["comparisons"][1]["checks"])
-    winners = [
-        c for c in by_name["logistic"]["comparisons"][0]["checks"] if c["part"] == "smaller at K"
-    ]
-    assert len(winners) == 14
-    assert all(c["agrees"] for c in winners)

@@ -190,6 +190,12 @@ class Config(BaseModel):
     eval_every: Annotated[int, Field(ge=0)] = Field(
         1, description="rounds between evaluations of the whole model; 0: only at the end"
     )
+    heterogeneity_every: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="rounds between measurements of zeta^2 = sum_i w_i ||grad f_i - grad f||^2, "
+        "also at the start and the end (one full gradient of every client each; not by Flower); "
+        "0: none",
+    )
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Config:

@@ -3,7 +3,8 @@
 A line describes the model *after* its round: ``loss``, ``grad-norm`` and ``test-accuracy`` are
 null in rounds that are not evaluated (key ``eval-every``), and always where buffers stay local.
 ``train-loss`` is what the participants reported of the model they got. All byte counts are of
-this round alone.
+this round alone. ``zeta2`` is the gradients' dissimilarity (key ``heterogeneity-every``); null on
+Flower, whose server does not see the clients' gradients.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedef.experiment import Experiment
+from fedef.heterogeneity import gradient_dissimilarity, label_table
 from fedef.problems.base import Evaluation
 from fedef.run_folder import RunFolder
 from fedef.server_session import RoundReport, ServerSession
@@ -44,6 +46,7 @@ class Recorder:
         self._round_began = time.perf_counter()
         weights = np.array(experiment.weights, dtype=np.float64)
         self._weights = weights / np.add.reduce(weights)
+        self._dissimilarity: tuple[int, float | None] | None = None
 
     def round_began(self) -> None:
         """Start the round's clock."""
@@ -60,6 +63,10 @@ class Recorder:
         evaluation = Evaluation(nan, None, None)
         if every and report.round % every == 0:
             evaluation = self._evaluate(server)
+        spread_every = self._experiment.config.heterogeneity_every
+        spread = None
+        if spread_every and report.round % spread_every == 0:
+            spread = self._measure_dissimilarity(server.round, server.x, server.buffers)
         line = {
             "round": report.round,
             "loss": _number(evaluation.loss),
@@ -78,6 +85,7 @@ class Recorder:
             "bound-bytes": report.bound_bytes,
             "gradient-evaluations": report.gradient_evaluations,
             "independent-norm": _number(report.independent_norm),
+            "zeta2": spread,
             "seconds": round(seconds, 6),
         }
         self._folder.append_round(line)
@@ -112,11 +120,43 @@ class Recorder:
             * server.x.itemsize,
             "refusals": server.state.refusals,
             "dimension": server.x.size,
+            **self._heterogeneity(server),
             "model-sha256": model_sha256(server.x),
         }
         self._folder.write_model(named_model(self._experiment, server))
         self._folder.write_summary(summary)
         return summary
+
+    def _heterogeneity(self, server: ServerSession) -> Line:
+        """The clients' sizes and classes, and zeta^2 at x^0 and at the end where it is measured."""
+        problem, sizes = self._experiment.problem, self._experiment.problem.num_examples
+        table = label_table(problem)
+        start = end = None
+        if self._experiment.config.heterogeneity_every:
+            end = self._measure_dissimilarity(server.round, server.x, server.buffers)
+            start = self._measure_dissimilarity(
+                0, problem.initial_point(), problem.initial_buffers()
+            )
+        return {
+            "zeta2-start": start,
+            "zeta2-end": end,
+            "label-distance": None if table is None else table.distance(self._weights.tolist()),
+            "clients": len(sizes),
+            "client-examples-smallest": min(sizes),
+            "client-examples-median": float(np.median(sizes)),
+            "client-examples-largest": max(sizes),
+        }
+
+    def _measure_dissimilarity(self, round: int, x: Vector, buffers: Vector) -> float | None:
+        """zeta^2 at the model of a round; once for the last round, which is asked for twice."""
+        if self._engine == "flower" or _has_local_buffers(self._experiment):
+            return None
+        if self._dissimilarity is None or self._dissimilarity[0] != round:
+            spread = gradient_dissimilarity(
+                self._experiment.problem, x, weights=self._weights.tolist(), buffers=buffers
+            )
+            self._dissimilarity = (round, _number(spread))
+        return self._dissimilarity[1]
 
     def _evaluate(self, server: ServerSession) -> Evaluation:
         if self._evaluated is None or self._evaluated[0] != server.round:

@@ -49,6 +49,11 @@ class Logistic(Analytic):
         """Rows of each client."""
         return tuple(np.diff(self.bounds).tolist())
 
+    def labels(self, client: int) -> IntVector:
+        """(m_i,) int64, -1 or +1: the classes of the client's rows."""
+        start, stop = self.bounds[client], self.bounds[client + 1]
+        return self.data.labels[start:stop].astype(np.int64)
+
     def local(
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector
     ) -> LocalResult:

@@ -180,6 +180,23 @@ class TorchProblem:
                     gradient += weight * gradient_i.astype(np.float64)
             return Evaluation(loss, norm(gradient), self._test_accuracy())
 
+    def evaluate_client(self, client: int, x: Vector, *, buffers: Vector) -> LocalResult:
+        """f_i and its gradient in evaluation mode, on the rows that `evaluate` uses."""
+        inputs, targets = self._rows_to_evaluate(client)
+        if len(targets) == 0:
+            return LocalResult(0.0, np.zeros(self.dimension, dtype=np.float32), buffers.copy())
+        with _OneThread():
+            self._load(x, buffers, training=False)
+            loss, gradient = self._differentiate_in_parts(inputs, targets)
+            return LocalResult(loss, gradient, buffers.copy())
+
+    def labels(self, client: int) -> IntVector | None:
+        """(m_i,) int64 classes of the client's examples; None where targets are no classes."""
+        targets = self._clients[client][1]
+        if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+            return None
+        return np.asarray(targets.numpy(), dtype=np.int64)
+
     def _rows_to_evaluate(self, client: int) -> Examples:
         inputs, targets = self._clients[client]
         if self._evaluated is None:

@@ -186,6 +186,15 @@ class Config(BaseModel):
     )
     participation: _Fraction = Field(1.0, description="share of the clients asked each round")
     num_rounds: _Count = Field(200, description="K")
+    stop_uplink_bytes: _OptionalCount = Field(
+        None, description="end after the round in which all clients together have sent these bytes"
+    )
+    stop_accuracy: Annotated[_Fraction | None, BeforeValidator(_unset)] = Field(
+        None, description="end after the evaluated round that reaches this test accuracy"
+    )
+    stop_gradient_norm: Annotated[_Positive | None, BeforeValidator(_unset)] = Field(
+        None, description="end after the evaluated round whose gradient norm is no larger"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random stream")
     eval_every: Annotated[int, Field(ge=0)] = Field(
         1, description="rounds between evaluations of the whole model; 0: only at the end"

@@ -21,6 +21,7 @@ from fedef.heterogeneity import gradient_dissimilarity, label_table
 from fedef.problems.base import Evaluation
 from fedef.run_folder import RunFolder
 from fedef.server_session import RoundReport, ServerSession
+from fedef.stopping import stop_rule
 from fedef.vectors import Vector
 
 Line = dict[str, Any]
@@ -47,6 +48,9 @@ class Recorder:
         weights = np.array(experiment.weights, dtype=np.float64)
         self._weights = weights / np.add.reduce(weights)
         self._dissimilarity: tuple[int, float | None] | None = None
+        self._last: Line | None = None
+        for line in folder.rounds():  # of a run that goes on
+            self._last = line
 
     def round_began(self) -> None:
         """Start the round's clock."""
@@ -89,10 +93,18 @@ class Recorder:
             "seconds": round(seconds, 6),
         }
         self._folder.append_round(line)
+        self._last = line
         return line
 
-    def finish(self, server: ServerSession, *, status: str) -> Line:
-        """Write the summary and the model and return the summary.
+    def stopped_by(self, server: ServerSession) -> str | None:
+        """Key of the rule that ends the run now, ``num-rounds`` among them; None: it goes on."""
+        if self._last is None:
+            return None
+        config = self._experiment.config
+        return stop_rule(config, self._last, uplink_bytes=server.state.uplink_bytes)
+
+    def finish(self, server: ServerSession, *, status: str, keep_model: bool = True) -> Line:
+        """Write the summary and, to `keep_model`, the model, and return the summary.
 
         `status`: completed, interrupted or diverged.
         """
@@ -105,6 +117,7 @@ class Recorder:
         totals = {name: sum(line[name] for line in lines) for name in _SUMMED}
         summary = {
             "status": status,
+            "stopped-by": self.stopped_by(server) if status == "completed" else None,
             "method": config.method,
             "problem": config.problem,
             "engine": self._engine,
@@ -123,7 +136,8 @@ class Recorder:
             **self._heterogeneity(server),
             "model-sha256": model_sha256(server.x),
         }
-        self._folder.write_model(named_model(self._experiment, server))
+        if keep_model:
+            self._folder.write_model(named_model(self._experiment, server))
         self._folder.write_summary(summary)
         return summary
 

@@ -56,7 +56,7 @@ def run_flower(config: Config, out: Path, *, on_round: OnRound = _ignore) -> Lin
         )
     watcher.read()
     summary: dict[str, Any] = json.loads(folder.summary_path.read_text(encoding="utf-8"))
-    if summary["rounds"] != config.num_rounds and summary["status"] == "completed":
+    if summary["status"] == "completed" and summary["stopped-by"] is None:
         raise FedefError(
             f"the run ended after {summary['rounds']} of {config.num_rounds} rounds; "
             f"see {str(out / 'flower.log')!r}"

@@ -27,7 +27,12 @@ def _ignore(line: Line) -> None:
 
 
 def run_inline(
-    config: Config, out: Path, *, on_round: OnRound = _ignore, checkpoint_every: int = 50
+    config: Config,
+    out: Path,
+    *,
+    on_round: OnRound = _ignore,
+    checkpoint_every: int = 50,
+    keep_state: bool = True,
 ) -> Line:
     """Run a configuration in this process and return its summary.
 
@@ -41,6 +46,8 @@ def run_inline(
         Called with each line of rounds.jsonl.
     checkpoint_every
         Rounds between checkpoints; there is always one at the end. 0: only there.
+    keep_state
+        Whether to leave checkpoints and the model; without them nobody can resume the run.
 
     Raises
     ------
@@ -51,7 +58,13 @@ def run_inline(
         experiment = Experiment.build(config)
         folder = RunFolder.create(out, config, engine="inline")
         engine = InlineEngine(experiment)
-        return _run(engine, folder, on_round=on_round, checkpoint_every=checkpoint_every)
+        return _run(
+            engine,
+            folder,
+            on_round=on_round,
+            checkpoint_every=checkpoint_every,
+            keep_state=keep_state,
+        )
 
 
 def resume_inline(
@@ -98,12 +111,17 @@ def _longer(config: Config, num_rounds: int) -> Config:
 
 
 def _run(
-    engine: InlineEngine, folder: RunFolder, *, on_round: OnRound, checkpoint_every: int
+    engine: InlineEngine,
+    folder: RunFolder,
+    *,
+    on_round: OnRound,
+    checkpoint_every: int,
+    keep_state: bool = True,
 ) -> Line:
     recorder = Recorder(engine.experiment, folder, engine="inline")
     status = "completed"
     with _interruptible() as interrupted:
-        while engine.server.round < engine.experiment.config.num_rounds:
+        while recorder.stopped_by(engine.server) is None:
             if interrupted():
                 status = "interrupted"
                 break
@@ -114,10 +132,11 @@ def _run(
                 status = "diverged"
                 break
             on_round(recorder.round_ended(report, engine.server))
-            if checkpoint_every and report.round % checkpoint_every == 0:
+            if keep_state and checkpoint_every and report.round % checkpoint_every == 0:
                 _save(folder, engine)
-        _save(folder, engine)
-        return recorder.finish(engine.server, status=status)
+        if keep_state:
+            _save(folder, engine)
+        return recorder.finish(engine.server, status=status, keep_model=keep_state)
 
 
 def _save(folder: RunFolder, engine: InlineEngine) -> None:

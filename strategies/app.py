@@ -12,10 +12,15 @@ from fedef.experiment import Experiment
 from fedef.recorder import Recorder
 from fedef.run_folder import RunFolder
 from fedef.server_session import Diverged, RoundReport, ServerSession
+from fedef.stopping import LAST_ROUND
 from fedef.threads import single_threaded
 from strategies.error_feedback import ErrorFeedback
 
 ensure_ours()
+
+
+class _Stopped(Exception):  # noqa: N818 - the end of a run, no error
+    """Takes the run out of Flower's loop, which knows no end but its last round."""
 
 
 def make_app(build: Callable[[Config], Experiment] = Experiment.build) -> ServerApp:
@@ -39,12 +44,16 @@ def run(grid: Grid, experiment: Experiment, out: Path) -> None:
 
     def on_round(report: RoundReport, session: ServerSession, envelope: int) -> None:
         recorder.round_ended(report, session, envelope_bytes=envelope)
+        if recorder.stopped_by(session) not in (None, LAST_ROUND):
+            raise _Stopped
         recorder.round_began()
 
     strategy = ErrorFeedback(experiment, on_round=on_round)
     status = "completed"
     try:
         strategy.start(grid, strategy.initial_arrays(), num_rounds=experiment.config.num_rounds)
+    except _Stopped:
+        pass
     except Diverged:
         status = "diverged"
     recorder.finish(strategy.session, status=status)

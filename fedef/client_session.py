@@ -16,7 +16,7 @@ from fedef.compressors.base import require_finite
 from fedef.errors import ConfigError, StateMismatch
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
 from fedef.methods import Method, client_step
-from fedef.problems.base import Problem
+from fedef.problems.base import LocalResult, Problem
 from fedef.randomness import stream_seed
 from fedef.state import ClientState, Pending, next_digest
 from fedef.updates import Update
@@ -166,8 +166,12 @@ class ClientSession:
         x = decode_dense(task.model, self._problem.dimension)
         buffers = decode_dense(task.buffers, self._num_buffers) if task.buffers else state.buffers
         estimate = method.estimator(
-            lambda point, rows: self._problem.local(
-                self._client, point, rows=rows, buffers=buffers
+            lambda point, rows: method.local_steps.pseudo_gradient(
+                self._gradient,
+                point,
+                lambda step: self._rows("minibatch", task.round, step) if step else rows,
+                buffers,
+                task.round - 1,
             ),
             x,
             self._rows("minibatch", task.round),
@@ -197,16 +201,23 @@ class ClientSession:
             buffers=estimate.at_x.buffers,
             loss=float(estimate.at_x.loss),
             examples=examples,
-            evaluations=estimate.passes * examples + independent,
+            evaluations=estimate.passes * method.local_steps.steps * examples + independent,
             sketch=sketch,
         )
+
+    def _gradient(self, x: Vector, rows: IntVector | None, buffers: Vector) -> LocalResult:
+        """Loss, gradient and buffers of f_i, and weight decay in the gradient alone."""
+        result = self._problem.local(self._client, x, rows=rows, buffers=buffers)
+        if self._method.weight_decay == 0.0:
+            return result
+        return replace(result, gradient=result.gradient + self._method.weight_decay * x)
 
     def _summarized(self, x: Vector, buffers: Vector, round: int) -> tuple[bytes, int]:
         """Summary of the gradient on an independent batch at the same point, and its rows."""
         if self._method.summary is None:
             return b"", 0
         rows = self._rows("independent", round)
-        gradient = self._problem.local(self._client, x, rows=rows, buffers=buffers).gradient
+        gradient = self._gradient(x, rows, buffers).gradient
         require_finite("independent gradient", gradient)
         return self._method.summary.encode(gradient, round=round), self._size(rows)
 
@@ -220,9 +231,9 @@ class ClientSession:
             return 0
         return stream_seed(self._seed, "compressor", self._client, round)
 
-    def _rows(self, name: str, round: int) -> IntVector | None:
+    def _rows(self, name: str, round: int, step: int = 0) -> IntVector | None:
         available = self._problem.num_examples[self._client]
-        return self._method.sampler.rows(name, self._client, round, available=available)
+        return self._method.sampler.rows(name, self._client, round, available=available, step=step)
 
     def _size(self, rows: IntVector | None) -> int:
         return self._problem.num_examples[self._client] if rows is None else int(rows.size)

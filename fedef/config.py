@@ -59,6 +59,7 @@ class Config(BaseModel):
         "ian-sgd",
         "adam",
         "adagrad-norm",
+        "fedavg",
     ] = Field(
         "norm-ef21-sgdm", description="||EF21|| is norm-ef21; -sgdm adds momentum at the clients"
     )
@@ -117,6 +118,17 @@ class Config(BaseModel):
     )
     local_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="rows per gradient, drawn without replacement; 0: the client's whole data"
+    )
+    local_steps: _Count = Field(
+        1, description="E: SGD steps of a client in a round; it sends the sum of their gradients"
+    )
+    local_step_size: Annotated[_Positive | None, BeforeValidator(_unset)] = Field(
+        None,
+        description="of the local steps; fedavg: not set, step-size, and the server takes the mean "
+        "of the models; set, step-size scales the server's move, 1: the mean of the models",
+    )
+    weight_decay: _NotNegative = Field(
+        0.0, description="lambda: every gradient gets lambda x added; not part of the reported loss"
     )
     weighting: Literal["examples", "uniform"] = Field(
         "examples", description="weights w_i of the clients in f = sum w_i f_i"

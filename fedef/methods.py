@@ -15,6 +15,7 @@ from fedef.config import Config
 from fedef.directions import Direction
 from fedef.errors import ConfigError
 from fedef.estimators import Estimator, Fresh, Momentum, Spider
+from fedef.local_steps import LocalSteps
 from fedef.problems.base import Problem, Smoothness
 from fedef.sampling import Sampler, StreamSampler, read_replay
 from fedef.schedules import Schedule, constant, horizon, inverse_sqrt
@@ -73,6 +74,7 @@ PRESETS = {
     "ian-sgd": Preset("fresh", "none", "independent", beta=2 / 3),
     "adam": Preset("fresh", "none", "adam"),
     "adagrad-norm": Preset("fresh", "none", "adagrad-norm"),
+    "fedavg": Preset("fresh", "none", "plain"),
 }
 
 
@@ -82,6 +84,8 @@ class Method:
 
     name: str
     estimator: Estimator
+    local_steps: LocalSteps
+    """What stands in the place of a gradient."""
     sampler: Sampler
     feedback: bool
     """Whether clients keep g_i and the server the mean of all of them (EF21)."""
@@ -92,6 +96,8 @@ class Method:
     """A client's first update is not compressed (g_i^{-1} = its first gradient)."""
     summary: Summary | None = None
     """How clients tell the norm of an independent gradient; None: they do not compute one."""
+    weight_decay: float = 0.0
+    """lambda of lambda x, which is added to every gradient."""
 
 
 def make_method(config: Config, problem: Problem) -> Method:
@@ -119,6 +125,7 @@ def make_method(config: Config, problem: Problem) -> Method:
     return Method(
         name=config.method,
         estimator=_estimator(config, preset),
+        local_steps=_local_steps(config, preset, problem, compressor),
         sampler=_sampler(config),
         feedback=feedback == "ef21",
         compressor=compressor,
@@ -128,6 +135,7 @@ def make_method(config: Config, problem: Problem) -> Method:
         else FORMATS[config.value_format],
         dense_start=config.init == "full" and feedback == "ef21",
         summary=_summary(config, len(problem.num_examples)) if direction.independent else None,
+        weight_decay=config.weight_decay,
     )
 
 
@@ -138,6 +146,28 @@ def _estimator(config: Config, preset: Preset) -> Estimator:
         "spider": lambda: Spider(config.spider_period),
     }
     return makers[preset.estimator]()
+
+
+def _local_steps(
+    config: Config, preset: Preset, problem: Problem, compressor: Compressor
+) -> LocalSteps:
+    """Local steps by `local-step-size`; those of fedavg by the run's own schedule without it."""
+    if config.local_steps > 1 and (preset.estimator == "spider" or config.replay is not None):
+        raise ConfigError(
+            f"local-steps: method=spider and replay know one step a round, got "
+            f"{config.local_steps}; set local-steps=1"
+        )
+    fedavg, given = config.method == "fedavg", config.local_step_size
+    if given is not None:
+        return LocalSteps(config.local_steps, constant(given), as_change=fedavg)
+    if config.local_steps == 1:
+        return LocalSteps(1, constant(0.0))
+    if not fedavg or config.schedule == "auto":
+        raise ConfigError(
+            f"local-step-size: needed with local-steps={config.local_steps}, method={config.method}"
+            f" and schedule={config.schedule}; set it, for example local-step-size=0.1"
+        )
+    return LocalSteps(config.local_steps, _schedule(config, problem, compressor))
 
 
 def _sampler(config: Config) -> Sampler:
@@ -220,6 +250,12 @@ def _theory(config: Config, problem: Problem, alpha: float) -> Schedule:
         raise ConfigError(
             "schedule=theory: the theorems need participation=1 and local-batch-size=0 (exact "
             f"gradients), got {config.participation} and {config.local_batch_size}"
+        )
+    if config.local_steps > 1 or config.weight_decay:
+        raise ConfigError(
+            f"schedule=theory: the theorems know neither local steps nor weight decay, got "
+            f"local-steps={config.local_steps} and weight-decay={config.weight_decay}; use "
+            "schedule=constant or inv-sqrt with a step-size"
         )
     if config.value_format not in ("auto", "float64", native_format(problem.dtype).name):
         raise ConfigError(

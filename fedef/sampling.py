@@ -16,34 +16,46 @@ from fedef.vectors import IntVector
 class Sampler(Protocol):
     """Rows of a client's data for a round; the same on every engine and after every restart."""
 
-    def rows(self, name: str, client: int, round: int, *, available: int) -> IntVector | None:
-        """Rows of the batch called `name` (minibatch or independent); None: all of them."""
+    def rows(
+        self, name: str, client: int, round: int, *, available: int, step: int = 0
+    ) -> IntVector | None:
+        """Rows of the batch called `name` (minibatch or independent); None: all of them.
+
+        `step`: the local step, from 0.
+        """
 
 
 @dataclass(frozen=True)
 class StreamSampler:
-    """Uniform without replacement, from the stream (seed, name, client, round)."""
+    """Uniform without replacement, from the stream (seed, name, client, round[, local step]).
+
+    A round's first batch is the same for any number of local steps: its stream names no step.
+    """
 
     seed: int
     sizes: dict[str, int]
     """Rows of each batch by name; 0: all."""
 
-    def rows(self, name: str, client: int, round: int, *, available: int) -> IntVector | None:
+    def rows(
+        self, name: str, client: int, round: int, *, available: int, step: int = 0
+    ) -> IntVector | None:
         """See `Sampler.rows`."""
         size = self.sizes[name]
         if size == 0 or size >= available:
             return None
-        draws = stream(self.seed, name, client, round)
+        draws = stream(self.seed, name, client, round, *([step] if step else []))
         return draws.choice(available, size=size, replace=False)
 
 
 @dataclass(frozen=True)
 class ReplaySampler:
-    """Rows that were recorded: (K, n, B) for K rounds and n clients."""
+    """Rows that were recorded: (K, n, B) for K rounds and n clients, one local step."""
 
     recorded: dict[str, IntVector]
 
-    def rows(self, name: str, client: int, round: int, *, available: int) -> IntVector | None:
+    def rows(
+        self, name: str, client: int, round: int, *, available: int, step: int = 0
+    ) -> IntVector | None:
         """See `Sampler.rows`.
 
         Raises

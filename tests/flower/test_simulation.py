@@ -39,6 +39,24 @@ def test_same_bits_as_inline(tmp_path, participation, seed):
     assert flower["envelope-bytes"] > 0
 
 
+def test_local_steps_have_the_same_bits_as_inline(tmp_path):
+    config = Config.from_flat(
+        {
+            "method": "fedavg",
+            "num-clients": 3,
+            "num-rounds": 3,
+            "step-size": 0.2,
+            "local-steps": 3,
+            "local-batch-size": 16,
+            "weight-decay": 0.01,
+        }
+    )
+    flower = run_flower(config, tmp_path / "flower")
+    inline = run_inline(config, tmp_path / "inline")
+    assert flower["model-sha256"] == inline["model-sha256"]
+    assert without_transport(tmp_path / "flower") == without_transport(tmp_path / "inline")
+
+
 def test_the_bundle_of_the_repository_runs(tmp_path):
     """``flwr run .`` with the code packed from the root, not installed."""
     config = Config.from_flat({"num-rounds": 2, "num-clients": 3})

@@ -64,6 +64,22 @@ def test_averaged_statistics_are_the_weighted_mean_of_the_participants():
     assert np.abs(engine.server.buffers - before).max() > 0.01
 
 
+def test_local_steps_carry_the_statistics_from_pass_to_pass():
+    """Each pass starts from the statistics of the one before; the last ones are averaged."""
+    experiment = build(local_batch_size=0, local_steps=3, local_step_size=0.2)
+    engine = InlineEngine(experiment)
+    x, before = engine.server.x, engine.server.buffers
+    engine.round()
+    ends = []
+    for client in range(4):
+        y, buffers = x, before
+        for _ in range(3):
+            result = experiment.problem.local(client, y, buffers=buffers)
+            y, buffers = y - np.float32(0.2) * result.gradient, result.buffers
+        ends.append(buffers)
+    np.testing.assert_allclose(engine.server.buffers, np.mean(ends, axis=0), rtol=1e-6)
+
+
 def test_averaged_statistics_are_counted_in_both_directions():
     average, local = (
         InlineEngine(build(compressor="identity")),

@@ -1,16 +1,34 @@
-"""The inline engine: the sessions of a run in one process."""
+"""What an engine is, and the inline one: the sessions of a run in one process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from fedef.client_session import ClientSession
 from fedef.experiment import Experiment
 from fedef.messages import Reply
 from fedef.server_session import RoundReport, ServerSession
-from fedef.state import ClientState, ServerState
+from fedef.state import Arrays, ClientState, ServerState
 
 Network = Callable[[list[Reply]], Sequence[Reply]]
+
+
+class Engine(Protocol):
+    """Carries tasks and replies between the sessions of one run, wherever the clients are."""
+
+    experiment: Experiment
+    server: ServerSession
+
+    def round(self) -> RoundReport:
+        """One round with sampled clients."""
+
+    def client_arrays(self) -> Iterator[tuple[int, Arrays]]:
+        """The clients that were ever asked, in order, each state in the form of named arrays."""
+
+    def saved(self, path: Path) -> None:
+        """Hear that the whole state of this moment is in the checkpoint at `path`."""
 
 
 def reliable(replies: list[Reply]) -> list[Reply]:
@@ -52,6 +70,14 @@ class InlineEngine:
         for reply in network(replies):
             self.server.receive(reply)
         return self.server.end_round()
+
+    def client_arrays(self) -> Iterator[tuple[int, Arrays]]:
+        """See `Engine`."""
+        for client, session in sorted(self.clients.items()):
+            yield client, session.state.to_arrays()
+
+    def saved(self, path: Path) -> None:
+        """Nothing to do: this process holds the state that the checkpoint holds."""
 
     def _client(self, client: int) -> ClientSession:
         if client not in self.clients:

@@ -108,9 +108,7 @@ def resume_run(
             folder.truncate_rounds(engine.server.round)
             folder.remove_summary()
             folder.write_config(config)
-            return _run(
-                engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every
-            )
+            return _run(engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every)
 
 
 def _longer(config: Config, num_rounds: int) -> Config:

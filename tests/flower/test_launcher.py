@@ -160,7 +160,16 @@ def test_a_server_that_raises_is_quoted(toy, watcher, tmp_path):
     watcher.assert_nothing_left()
 
 
+@pytest.fixture()
+def heard_ctrl_c():
+    """A job that a shell started in the background ignores SIGINT; a terminal's does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard_ctrl_c")
 @pytest.mark.parametrize(
     ("number", "raised", "as_soon_as_runs"),
     [

@@ -18,6 +18,7 @@ from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply
 from fedef.methods import Method, client_step
 from fedef.problems.base import LocalResult, Problem
 from fedef.randomness import stream_seed
+from fedef.sparse import empty_sparse
 from fedef.state import ClientState, Pending, next_digest
 from fedef.updates import Update
 from fedef.vectors import IntVector, Vector
@@ -68,6 +69,7 @@ class ClientSession:
         problem: Problem,
         method: Method,
         local_buffers: bool = False,
+        sparse: bool = False,
         state: ClientState | None = None,
     ) -> None:
         self._client = client
@@ -78,11 +80,13 @@ class ClientSession:
         self._local_buffers = local_buffers
         self._num_buffers = problem.initial_buffers().size
         self.state = state or initial_client_state(problem, local_buffers=local_buffers)
-        if self.state.g.shape != (problem.dimension,):
+        if self.state.dimension != problem.dimension:
             raise ConfigError(
-                f"client {client}: the stored state has d={self.state.g.size}, the problem "
+                f"client {client}: the stored state has d={self.state.dimension}, the problem "
                 f"d={problem.dimension}; it belongs to another run"
             )
+        if not sparse and method.feedback:
+            self.state = replace(self.state, held=self.state.g)
 
     def handle(self, task: Task) -> Reply:
         """Answer a task.
@@ -180,14 +184,15 @@ class ClientSession:
         )
         if not isfinite(estimate.at_x.loss):
             raise NonFiniteVector("the loss is NaN or infinite")
+        g = state.g if method.feedback else None
         update = client_step(
             estimate.vector,
-            state.g if method.feedback else None,
+            g,
             compress=partial(self._compressor(state).compress, seed=self._drawn(task.round)),
         )
         sketch, independent = self._summarized(x, buffers, task.round)
         update = quantized(update, method.value_format)
-        after = update.entries_after(state.g) if method.feedback else _nothing(state.g)
+        after = _nothing(update) if g is None else update.entries_after(g)
         require_finite("g_i", after.values)
         if self._num_buffers:
             require_finite("buffers", estimate.at_x.buffers)
@@ -251,15 +256,15 @@ class ClientSession:
 
 
 def initial_client_state(problem: Problem, *, local_buffers: bool) -> ClientState:
-    """g_i = 0, no momentum; the problem's own buffers where they stay local."""
+    """g_i = 0 (sparse), no momentum; the problem's own buffers where they stay local."""
     empty = np.empty(0, dtype=problem.dtype)
     return ClientState(
-        g=np.zeros(problem.dimension, dtype=problem.dtype),
+        held=empty_sparse(problem.dimension, problem.dtype),
         memory={},
         buffers=problem.initial_buffers() if local_buffers else empty,
     )
 
 
-def _nothing(g: Vector) -> Update:
+def _nothing(update: Update) -> Update:
     """Entries that a commit leaves as they are."""
-    return Update(g.size, g[:0], np.empty(0, dtype=np.int64))
+    return Update(update.dimension, update.values[:0].copy(), np.empty(0, dtype=np.int64))

@@ -39,7 +39,6 @@ _CHECKSUM = struct.Struct("<I")
 DENSE, SPARSE, SEEDED = 0, 1, 2
 _KIND_NAMES = {DENSE: "dense", SPARSE: "sparse", SEEDED: "seeded"}
 FRAME_BYTES = _HEADER.size + _CHECKSUM.size
-MAX_DIMENSION = 2**32 - 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fedef.methods import Method, make_method
 from fedef.problems.base import Problem
 from fedef.problems.registry import build_problem
 from fedef.server_session import ServerSession, client_weights
+from fedef.sparse import is_smaller
 from fedef.state import ClientState, ServerState
 
 
@@ -82,8 +83,21 @@ class Experiment:
             problem=self.problem,
             method=self.method,
             local_buffers=self.config.buffers == "local",
+            sparse=self.stays_sparse,
             state=state,
         )
+
+    @property
+    def stays_sparse(self) -> bool:
+        """Whether a client's g_i is expected to end the run smaller sparse than dense.
+
+        A client asked j times holds at most j k entries. Where they would fill up g_i on the way,
+        it is dense from the start, which is faster; the bits are the same.
+        """
+        visits = self.config.num_rounds * self.config.participation
+        first = self.problem.dimension if self.method.dense_start else 0
+        entries = first + visits * self.method.compressor.max_entries
+        return is_smaller(entries, self.problem.dimension, self.problem.dtype)
 
 
 def run_id(config: Config) -> int:

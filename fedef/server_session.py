@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedef.codec import Decoded, decode, decode_dense, encode_dense
-from fedef.compressors import Identity
+from fedef.compressors import Compressor, Identity
 from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
 from fedef.methods import Method
@@ -274,7 +274,7 @@ class ServerSession:
             max_entries=compressor.max_entries,
             largest=LARGEST_VALUE,
         )
-        self._check_form(decoded, compressor.kind, reply)
+        self._check_form(decoded, compressor, reply)
         if not np.isfinite(reply.loss):
             raise CorruptPayload("the loss is not finite")
         buffers = np.empty(0, dtype=self.x.dtype)
@@ -296,12 +296,16 @@ class ServerSession:
             evaluations=max(0, reply.evaluations),
         )
 
-    def _check_form(self, decoded: Decoded, expected: str, reply: Reply) -> None:
+    def _check_form(self, decoded: Decoded, compressor: Compressor, reply: Reply) -> None:
         """Refuse a payload that this run's honest clients would not send."""
+        expected, entries = compressor.kind, decoded.update.values.size
         if decoded.kind != expected or decoded.value_format is not self._method.value_format:
             raise CorruptPayload(f"a {decoded.kind} payload where a {expected} one is expected")
         if decoded.round != reply.round:
             raise CorruptPayload("the payload is of another round than the reply")
+        # Top-k leaves out entries that are zero; a dense one has all d, or it was not decoded.
+        if expected == "seeded" and entries != compressor.max_entries:
+            raise CorruptPayload(f"{entries} entries where {compressor.max_entries} are drawn")
         if expected == "seeded" and decoded.update.seed != stream_seed(
             self._seed, "compressor", reply.client, reply.round
         ):

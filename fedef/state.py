@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_digest
 
 from fedef.errors import ConfigError, StateMismatch
+from fedef.sparse import SparseVector, smallest_form
 from fedef.updates import Update
 from fedef.vectors import Vector
 
@@ -45,9 +46,10 @@ class Pending:
 class ClientState:
     """Everything that a client remembers."""
 
-    g: Vector
-    """(d,) of the problem's dtype: the server's estimate of this client's gradient. The one
-    exception to immutability: a commit writes into it, so an older state must not be used."""
+    held: SparseVector | Vector
+    """(d,) of the problem's dtype: g_i, the server's estimate of this client's gradient, dense or
+    sparse with the same bits. The one exception to immutability: a commit writes into a dense one,
+    so an older state must not be used."""
     memory: Mapping[str, Vector]
     """The estimator's, by name: (d,) momentum v, last point x; empty before the first commit."""
     buffers: Vector
@@ -59,6 +61,16 @@ class ClientState:
     round: int = 0
     """Round of the last task that was handled."""
     pending: Pending | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Length of g_i."""
+        return self.held.dimension if isinstance(self.held, SparseVector) else self.held.size
+
+    @property
+    def g(self) -> Vector:
+        """(d,) g_i; do not write into it."""
+        return self.held.dense() if isinstance(self.held, SparseVector) else self.held
 
     def settled(self, acked: int, digest: bytes) -> ClientState:
         """Commit the pending update if the server has applied it, else roll it back, as one.
@@ -74,9 +86,14 @@ class ClientState:
         ):
             # In place: a copy would cost O(d). Overwriting twice is overwriting once, so that an
             # interruption between this line and the new state does no harm.
-            self.pending.g.overwrite(self.g)
+            held = self.held
+            if isinstance(held, SparseVector):
+                held = held.overwritten(self.pending.g)
+            else:
+                self.pending.g.overwrite(held)
             return replace(
                 self,
+                held=held,
                 memory=self.pending.memory,
                 buffers=self.pending.buffers,
                 version=acked,
@@ -91,9 +108,18 @@ class ClientState:
         )
 
     def to_arrays(self) -> Arrays:
-        """Named arrays that `from_arrays` turns back into this state, bit for bit."""
-        arrays: Arrays = {"g": self.g, "buffers": self.buffers}
+        """Named arrays that `from_arrays` turns back into this state, bit for bit.
+
+        The arrays depend on the values of g_i, not on the form in which it is held.
+        """
+        held = smallest_form(self.held)
+        arrays: Arrays = {"buffers": self.buffers}
+        if isinstance(held, SparseVector):
+            arrays |= {"g.values": held.values, "g.indices": held.indices}
+        else:
+            arrays["g"] = held
         facts: dict[str, Any] = {
+            "dimension": self.dimension,
             "version": self.version,
             "digest": self.digest.hex(),
             "round": self.round,
@@ -104,7 +130,6 @@ class ClientState:
             facts["pending"] = {
                 "round": self.pending.round,
                 "digest": self.pending.digest.hex(),
-                "dimension": update.dimension,
                 "seed": update.seed,
             }
             arrays["pending.values"] = update.values
@@ -125,13 +150,19 @@ class ClientState:
         """
         try:
             facts = _from_json_array(arrays["facts"])
+            dimension = int(facts["dimension"])
+            held: SparseVector | Vector
+            if "g" in arrays:
+                held = np.array(arrays["g"])
+            else:
+                held = SparseVector(dimension, arrays["g.indices"], arrays["g.values"])
             pending = None
             if "pending" in facts:
                 of = facts["pending"]
                 pending = Pending(
                     round=int(of["round"]),
                     g=Update(
-                        int(of["dimension"]),
+                        dimension,
                         arrays["pending.values"],
                         arrays.get("pending.indices"),
                         of["seed"],
@@ -141,7 +172,7 @@ class ClientState:
                     digest=bytes.fromhex(of["digest"]),
                 )
             return cls(
-                g=np.array(arrays["g"]),
+                held=held,
                 memory=_named(arrays, "memory."),
                 buffers=arrays["buffers"],
                 version=int(facts["version"]),

@@ -105,6 +105,11 @@ def _read_instance(path: str, num_clients: int) -> tuple[NDArray[np.float64], fl
             f"instance: {path!r} must hold a of shape (d,) or (n, d) and a scalar lam, "
             f"got shapes {a.shape} and {lam.shape}"
         )
+    if not lam.item() >= 0:
+        raise ConfigError(
+            f"instance: lam of {path!r} weighs a regularizer and must not be negative, got "
+            f"{lam.item()}; use lam=0 for none"
+        )
     if a.ndim == 2 and len(a) != num_clients:
         raise ConfigError(
             f"instance: {path!r} holds {len(a)} clients, got num-clients={num_clients}; "

@@ -127,6 +127,46 @@ def test_conservation(method, compressor, value_format, participation, weighting
         np.testing.assert_allclose(run.server.g, mean, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("compressor", ["top-k", "rand-k"])
+def test_conservation_in_float32(compressor):
+    """|g - mean g_i| <= (commits) 2^-24 max|g_i| per entry: each commit rounds g_i + delta once.
+
+    The server adds the decoded delta in float64, the client rounds the sum to float32, by at most
+    half a unit in the last place, 2^-24 |g_i|. Over 150 rounds the errors add up to no more than
+    their number; the bound is on what float32 costs, a commit that is lost once costs |delta|.
+    """
+    run = InlineEngine(
+        Experiment.build(
+            Config.from_flat(
+                {
+                    "problem": "digits-softmax",
+                    "num-clients": 8,
+                    "participation": 0.75,
+                    "method": "norm-ef21-sgdm",
+                    "compressor": compressor,
+                    "k-fraction": 0.2,
+                    "local-batch-size": 16,
+                }
+            )
+        )
+    )
+    weights = np.array(run.experiment.weights) / sum(run.experiment.weights)
+    largest, worst = np.zeros((8, 650)), 0.0
+    for round in range(1, 151):
+        run.round()
+        mean = np.zeros(650)
+        for client, session in run.clients.items():
+            record = run.server.state.records.get(client)
+            session.state = session.state.settled(record.version, record.digest)
+            g_i = session.state.g.astype(np.float64)
+            largest[client] = np.maximum(largest[client], np.abs(g_i))
+            mean += weights[client] * g_i
+        error = np.abs(run.server.g - mean)
+        assert (error <= round * 2.0**-24 * (weights @ largest) + 1e-18).all()
+        worst = max(worst, error.max() / np.abs(mean).max())
+    assert 0 < worst < 1e-6  # float32 does show, and does not grow
+
+
 def test_absent_clients_stay_in_the_mean():
     """EF21-PP: after a round of client 0 alone, g still holds what the others sent before."""
     run = engine(method="ef21", compressor="identity", schedule="constant")

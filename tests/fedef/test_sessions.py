@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedef.codec import encode
+from fedef.compressors.rand_k import drawn_indices
 from fedef.config import Config
 from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
 from fedef.experiment import Experiment
 from fedef.messages import Reply, Task
 from fedef.problems.base import LocalResult
+from fedef.randomness import stream_seed
 from fedef.server_session import Diverged
 from fedef.state import ClientState, ServerState
 from fedef.updates import Update
@@ -127,6 +129,21 @@ def test_a_seed_of_ones_own_choice_is_refused():
         return [replace(replies[0], update=payload), *replies[1:]]
 
     assert engine.round(network=forge).refusals == {"malformed": 1}
+
+
+@pytest.mark.parametrize("entries", [0, 1])
+def test_fewer_drawn_positions_than_agreed_are_refused(entries):
+    """With the right seed: a client that leaves entries out would be no rand-k of alpha = k/d."""
+    engine = InlineEngine(build(compressor="rand-k"))
+
+    def shorten(replies):
+        seed = stream_seed(0, "compressor", replies[0].client, replies[0].round)
+        indices = drawn_indices(seed, entries, 10)
+        update = Update(10, np.ones(entries), indices, seed=seed)
+        payload = encode(update, FORMATS["float64"], round=replies[0].round)
+        return [replace(replies[0], update=payload), *replies[1:]]
+
+    assert engine.round(network=shorten).refusals == {"malformed": 1}
 
 
 def test_a_second_reply_is_a_duplicate(engine):

@@ -160,7 +160,7 @@ def test_a_server_that_raises_is_quoted(toy, watcher, tmp_path):
     watcher.assert_nothing_left()
 
 
-@pytest.fixture()
+@pytest.fixture
 def heard_ctrl_c():
     """A job that a shell started in the background ignores SIGINT; a terminal's does not."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -38,24 +38,28 @@ class LabelTable:
     counts: NDArray[np.int64]
     """(n, C) examples."""
 
-    def distance(self, weights: Sequence[float]) -> float:
-        """Weighted mean of the total variation between a client's classes and all clients'.
+    def distances(self) -> NDArray[np.float64]:
+        """(n,) total variation between a client's classes and all clients'; NaN without examples.
 
-        sum_i w_i TV(p_i, p), TV(p, q) = 1/2 sum_c |p(c) - q(c)|, p the classes of all examples
-        together: 0 for equal clients, below 1 always. Clients without examples have no p_i; the
-        others' weights are scaled to sum to one.
+        TV(p_i, p) = 1/2 sum_c |p_i(c) - p(c)|, p the classes of all examples together: 0 for equal
+        ones, below 1 always.
+        """
+        sizes = self.counts.sum(axis=1, keepdims=True)
+        shares = np.where(sizes > 0, self.counts / np.maximum(sizes, 1), np.nan)
+        everybody = self.counts.sum(axis=0) / sizes.sum()
+        return np.asarray(np.abs(shares - everybody).sum(axis=1) / 2)
+
+    def distance(self, weights: Sequence[float]) -> float:
+        """Weighted mean of `distances`; those without examples are left out.
 
         Parameters
         ----------
         weights
             (n,) not negative.
         """
-        sizes = self.counts.sum(axis=1)
-        holds = sizes > 0
-        shares = self.counts[holds] / sizes[holds, None]
-        everybody = self.counts.sum(axis=0) / sizes.sum()
-        variation = np.abs(shares - everybody).sum(axis=1) / 2
-        return float(np.average(variation, weights=np.asarray(weights)[holds]))
+        distances = self.distances()
+        holds = np.isfinite(distances)
+        return float(np.average(distances[holds], weights=np.asarray(weights)[holds]))
 
 
 def label_table(problem: Problem) -> LabelTable | None:

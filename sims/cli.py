@@ -19,6 +19,7 @@ from fedef.config import Config, parse_assignments, read_toml
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
+from sims.partition_command import partition_command
 from sims.reproduce.command import reproduce_command
 
 app = typer.Typer(
@@ -143,6 +144,7 @@ def bench(
 
 
 app.command("reproduce")(reproduce_command)
+app.command("partition")(partition_command)
 
 
 def _start(

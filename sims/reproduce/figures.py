@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import re
-from html import escape
-from typing import Any
+from functools import partial
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from sims.page import drawing
+from sims.page.drawing import DASHES, LIGHT
 from sims.reproduce.study import Panel
-
-LIGHT = ("#0072b2", "#d55e00", "#00855f", "#a03f8c", "#a06c00", "#5a5a5a")
-"""Okabe and Ito's colours, the light ones darkened for a white page."""
-DARK = ("#56b4e9", "#ff8f4d", "#35d0a0", "#e694cf", "#e8bf45", "#bdbdbd")
-DASHES = ("-", "-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (7, 2)))
-_INK = "#010203"
 
 
 def svg(panel: Panel) -> str:
-    """An ``<svg>`` element: text and axes in currentColor, lines in the variables --c0 ... --c5."""
-    buffer = io.StringIO()
-    with mpl.rc_context(_style(_INK, salt=panel.name)):
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        _draw(panel, _INK).savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'(id=")([^"]+)', rf"\g<1>{panel.name}-\2", text)
-    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{panel.name}-", text)
-    text = text.replace(_INK, "currentColor")
-    for index, color in enumerate(LIGHT):
-        text = text.replace(color, f"var(--c{index})")
-    label = f'<svg role="img" aria-label="{escape(panel.title)}"'
-    return text.replace("<svg", label, 1).strip()
+    """An ``<svg>`` element that follows the page's colours."""
+    return drawing.svg(partial(_draw, panel), name=panel.name, label=panel.title)
 
 
 def png(panel: Panel) -> bytes:
     """The same on white."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(_style("#222222", salt="")):
-        _draw(panel, "#222222").savefig(buffer, format="png", dpi=160, facecolor="white")
-    return buffer.getvalue()
-
-
-def _style(ink: str, *, salt: str) -> Any:
-    inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
-    return {
-        "font.size": 10.5,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        **dict.fromkeys(inked, ink),
-    }
+    return drawing.png(partial(_draw, panel))
 
 
 def _draw(panel: Panel, ink: str) -> Figure:

@@ -85,6 +85,11 @@ def test_label_distance_by_hand(counts, distance):
     assert table.distance(table.counts.sum(axis=1).tolist()) == pytest.approx(distance)
 
 
+def test_each_client_has_its_own_distance():
+    table = LabelTable(np.arange(2), np.array([[30, 0], [0, 0], [0, 10]]))
+    assert table.distances() == pytest.approx([0.25, np.nan, 0.75], nan_ok=True)
+
+
 def test_label_distance_takes_the_given_weights():
     table = LabelTable(np.arange(2), np.array([[30, 0], [0, 10]]))
     assert table.distance([1, 1]) == pytest.approx((0.25 + 0.75) / 2)

@@ -1,0 +1,1 @@
+"""What the pages share: a document that loads nothing, and figures that follow its colours."""

@@ -187,6 +187,9 @@ class Config(BaseModel):
         description="phase-retrieval, dro: start where the paper's stochastic methods do (z1, x1), "
         "not where its deterministic ones do (z0, x0)",
     )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where networks run; the same seed gives other bits on another device"
+    )
     num_clients: _Count = Field(10, description="n")
     partitioner: Literal["iid", "dirichlet", "pathological", "contiguous", "natural"] = Field(
         "dirichlet", description="how examples are dealt to clients; natural: by country (dro)"

@@ -43,4 +43,5 @@ def build(config: Config) -> TorchProblem:
         test=(torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)),
         seed=config.seed,
         x0=None if config.initial_point is None else read_initial_point(config.initial_point),
+        device=config.device,
     )

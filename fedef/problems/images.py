@@ -86,6 +86,7 @@ def build(config: Config) -> TorchProblem:
         test=(torch.tensor(data.test_images), torch.tensor(data.test_labels)),
         seed=config.seed,
         x0=None if config.initial_point is None else read_initial_point(config.initial_point),
+        device=config.device,
         rows_at_once=network.rows_at_once,
         largest_batch=LARGEST_BATCH,
         evaluated=evaluation_rows(sizes, config.eval_examples, seed=config.seed),
@@ -126,7 +127,8 @@ def _scaled(module: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
 
 def _normalized(module: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
     mean, deviation = (
-        torch.tensor(numbers).view(3, 1, 1) for numbers in (_IMAGENET_MEAN, _IMAGENET_DEVIATION)
+        torch.tensor(numbers, device=arguments[0].device).view(3, 1, 1)
+        for numbers in (_IMAGENET_MEAN, _IMAGENET_DEVIATION)
     )
     return _scaled(module, arguments).sub_(mean).div_(deviation)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedef.config import Config
+from fedef.errors import ConfigError
 from fedef.problems import dro, logistic, phase_retrieval, polynomial
 from fedef.problems.base import Problem
 
@@ -17,7 +18,13 @@ def build_problem(config: Config) -> Problem:
     ConfigError
         If a file is missing or unusable, or the data cannot be dealt to num-clients clients.
     """
-    return _BUILDERS[config.problem](config)
+    builder = _BUILDERS[config.problem]
+    if config.device != "cpu" and builder not in (_digits, _images):
+        raise ConfigError(
+            f"device: problem={config.problem} is NumPy's and runs on the CPU, got "
+            f"{config.device!r}; set device=cpu"
+        )
+    return builder(config)
 
 
 def _digits(config: Config) -> Problem:

@@ -32,6 +32,10 @@ class TorchProblem:
     same: both change the bits of a sum. The module is working memory, so calls from several
     threads at once need a problem each.
 
+    On a CUDA device live the module and the data; points and gradients go in and out as the same
+    NumPy vectors, and x^0 is the same. The bits are that device's own, because its sums have
+    another order; cuDNN is held to deterministic algorithms without TF32, in the whole process.
+
     Parameters
     ----------
     name
@@ -58,13 +62,15 @@ class TorchProblem:
     evaluated
         Rows of each client that `evaluate` uses, whose loss and gradient norm are then estimates;
         a client's may not be empty unless its data are. None: all.
+    device
+        ``cpu`` or ``cuda``.
 
     Raises
     ------
     ConfigError
-        If the module has no trainable parameter or draws random numbers, a client's inputs and
-        targets differ in length, no client has examples, `x0` has the wrong shape, or
-        `rows_at_once` or `evaluated` is out of range.
+        If there is no such device, the module has no trainable parameter or draws random numbers, a
+        client's inputs and targets differ in length, no client has examples, `x0` has the wrong
+        shape, or `rows_at_once` or `evaluated` is out of range.
     """
 
     smoothness: Smoothness | None = None
@@ -82,8 +88,10 @@ class TorchProblem:
         rows_at_once: int | None = None,
         largest_batch: int | None = None,
         evaluated: Sequence[IntVector] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.name = name
+        wanted = usable_device(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initial-point") & 0x7FFFFFFFFFFFFFFF)
             self._module = module().float()
@@ -105,6 +113,8 @@ class TorchProblem:
         self._buffers0 = self._buffers.flat()
         self._refuse_single_rows()
         self._refuse_randomness()
+        if wanted.type != "cpu":
+            self._move(wanted)
 
     @cached_property
     def dimension(self) -> int:
@@ -195,7 +205,7 @@ class TorchProblem:
         targets = self._clients[client][1]
         if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
             return None
-        return np.asarray(targets.numpy(), dtype=np.int64)
+        return np.asarray(targets.cpu().numpy(), dtype=np.int64)
 
     def _rows_to_evaluate(self, client: int) -> Examples:
         inputs, targets = self._clients[client]
@@ -224,7 +234,7 @@ class TorchProblem:
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         flat = np.empty(self.dimension, dtype=np.float32)
         for (start, stop), gradient in zip(self._layout.bounds, gradients, strict=True):
-            flat[start:stop] = 0.0 if gradient is None else gradient.numpy().reshape(-1)
+            flat[start:stop] = 0.0 if gradient is None else gradient.cpu().numpy().reshape(-1)
         return loss.item(), flat
 
     def _test_accuracy(self) -> float | None:
@@ -246,8 +256,20 @@ class TorchProblem:
         self._loaded = None
         arrays = self._layout.unflatten(x)
         for parameter, array in zip(self._parameters, arrays.values(), strict=True):
-            np.copyto(parameter.detach().numpy(), array, casting="same_kind")
+            parameter.detach().copy_(torch.tensor(array))
         self._loaded = x if _is_constant(x) else None
+
+    def _move(self, device: torch.device) -> None:
+        """Have data and module on `device`; until here all was made and checked on the CPU."""
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        self._clients = [(x.to(device), y.to(device)) for x, y in self._clients]
+        if self._test is not None:
+            self._test = (self._test[0].to(device), self._test[1].to(device))
+        self._module.to(device)
+        self._parameters = [p for p in self._module.parameters() if p.requires_grad]
+        self._buffers.device = device
+        self._loaded = None
 
     def _check_sizes(self) -> None:
         if self.dimension == 0:
@@ -319,6 +341,7 @@ class _Buffers:
     """A module's buffers: floating-point ones as one flat vector, the others reset at each load."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.device = torch.device("cpu")
         owners = dict(module.named_modules())
         places: dict[int, list[tuple[nn.Module, str]]] = {}
         tensors: dict[int, Tensor] = {}
@@ -344,11 +367,12 @@ class _Buffers:
                 "start from initial_buffers()"
             )
         if self._floating:
-            fresh = torch.split(torch.tensor(flat, dtype=torch.float32), self._sizes)
+            whole = torch.tensor(flat, dtype=torch.float32, device=self.device)
+            fresh = torch.split(whole, self._sizes)
             for places, part, shape in zip(self._floating, fresh, self._shapes, strict=True):
                 _install(places, part.view(shape))
         for places, first in self._fixed:
-            _install(places, first.clone())
+            _install(places, first.to(self.device, copy=True))
 
     def named(self, flat: Vector) -> dict[str, Vector]:
         """Views into `flat` by the buffers' names."""
@@ -360,7 +384,24 @@ class _Buffers:
         if not self._floating:
             return _NO_BUFFERS
         current = [getattr(*places[0]).detach().reshape(-1) for places in self._floating]
-        return np.asarray(torch.cat(current).numpy())
+        return np.asarray(torch.cat(current).cpu().numpy())
+
+
+def usable_device(name: str) -> torch.device:
+    """The device called `name`: cpu, or cuda where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If torch sees no such device.
+    """
+    if name != "cpu" and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
+        raise ConfigError(
+            f"device: got {name!r}, but torch {torch.__version__}, built for {build}, sees none; "
+            "set device=cpu, or install a build of torch and a driver for your card"
+        )
+    return torch.device(name)
 
 
 def _install(places: list[tuple[nn.Module, str]], tensor: Tensor) -> None:

@@ -234,6 +234,28 @@ def test_a_study_of_the_polynomial():
     assert not all(finding.holds for finding in study.findings)
 
 
+def test_runs_that_never_arrive_are_told_apart_from_the_order_of_those_that_do():
+    """Two starts: EF21 hits at 3; one step of ||EF21|| hits at 1, the other once at 4 or never."""
+    row = replace(polynomial.ROWS[2], horizon=1)
+    falls = {hit: np.where(np.arange(6) < hit, 1.0, 1e-5) for hit in (1, 3, 4, 9)}
+    curves = {(8, "ef21"): [falls[3]] * 2, (8, "2c1"): [falls[1]] * 2}
+
+    def findings(*hits):
+        every = {**curves, (8, "sqrt"): [falls[hit] for hit in hits]}
+        arrive, before, *_ = polynomial._findings((row,), every, {8: [1]})
+        return arrive, before
+
+    arrive, before = findings(1, 9)
+    assert not arrive.holds
+    assert "3 of 4 runs" in arrive.text
+    assert "1 of 2 starts with ‖EF21‖, 1/√(K+1), L1 = 8" in arrive.text
+    assert before.holds
+    assert "in 3 of 3 runs" in before.text
+    arrive, before = findings(1, 4)
+    assert (arrive.holds, before.holds) == (True, False)
+    assert "in 3 of 4 runs" in before.text
+
+
 def test_a_study_of_logistic_regression():
     row = replace(logistic.ROWS[0], cap=400, printed=logistic.ROWS[0].printed[2:3])
     study = logistic.study(Settings(quick=True), rows=(row,))

@@ -315,7 +315,7 @@ def _findings(
 def _order(rows: tuple[Row, ...], curves: _Curves) -> list[Finding]:
     """Two claims, each judged on all runs: ||EF21|| gets there at all, and then before EF21."""
     hits = {
-        (row.l1, contender): [
+        (row.l1, contender.label): [
             (first_hit(ef21), first_hit(unit))
             for ef21, unit in zip(
                 curves[row.l1, "ef21"], curves[row.l1, contender.key], strict=True
@@ -333,8 +333,7 @@ def _order(rows: tuple[Row, ...], curves: _Curves) -> list[Finding]:
         if (missing := sum(unit is None for _, unit in pairs))
     }
     where = ", ".join(
-        f"{count} starts with {contender.label}, L1 = {l1}"
-        for (l1, contender), count in never.items()
+        f"{count} starts with {label}, L1 = {l1}" for (l1, label), count in never.items()
     )
     cycles = f" It never does from {where}: there it cycles around the minimizer." if never else ""
     return [

@@ -1,30 +1,31 @@
-"""One loop for IAN-SGD and its rivals on one machine, from recorded draws: fast and replayable.
+"""IAN-SGD and its rivals on one machine, many runs at once, from recorded rows.
 
-Every method is m_t through `fedef.independent.step` with another norm; rows are drawn as the
-published code does, so that runs can be compared seed by seed. The engines run the same methods as
-federated ones, with messages and checks; this loop takes half their time, for grids.
+Every method is m_t over the power of a norm, as in `fedef.independent`; the runs of all settings
+and seeds are the rows of one array, which makes a grid as cheap as a few runs of the engine. Rows
+are drawn as the published code does, so that runs can be compared seed by seed. Tests compare each
+kind of method with the inline engine on the same rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedef import independent
 from fedef.config import Config
 from fedef.problems.base import Problem
 from fedef.problems.dro import Dro
+from fedef.problems.phase_retrieval import PhaseRetrieval
 from fedef.problems.registry import build_problem
-from fedef.vectors import IntVector, Vector, norm
+from fedef.vectors import IntVector
+from sims.stacked import Stack, StackedDro, StackedPhaseRetrieval
 
-_EMPTY = np.empty(0)
-_ONE = np.ones(1)
+Array = NDArray[np.float64]
 _EVERY_STEP_UNTIL = 40
 """Runs leap off early: until here the measure is logged before each step."""
 
@@ -40,11 +41,9 @@ class Arena:
     instance_seed: int
     built: Problem
     """For the engines."""
-    gradient: Callable[[Vector, IntVector | None], Vector]
-    """On these rows (None: all), in the published code's units."""
-    measure: Callable[[Vector], float]
-    """f, or Psi for dro."""
-    start: Vector
+    stack: Stack
+    """Gradients and measures of many models at once, in the published code's units."""
+    start: Array
     """(d,): z1 or (x1, eta1), where the paper's stochastic methods start."""
     rows: int
     batch: int
@@ -146,42 +145,35 @@ def arena(problem: str, instance_seed: int, data_dir: str | None = None) -> Aren
     flat = {"problem": problem, "instance-seed": instance_seed, "num-clients": 1}
     built = build_problem(Config.from_flat({**flat, "data-dir": data_dir or ""}))
 
-    def gradient(x: Vector, rows: IntVector | None) -> Vector:
-        return built.local(0, x, rows=rows, buffers=_EMPTY).gradient
-
-    def loss(x: Vector) -> float:
-        return built.evaluate(x, weights=_ONE, buffers=_EMPTY).loss
-
-    start, rows = built.initial_point(), built.num_examples[0]
+    start: Array = built.initial_point().astype(np.float64)
+    rows = built.num_examples[0]
+    common: dict[str, Any] = {
+        "problem": problem,
+        "instance_seed": instance_seed,
+        "built": built,
+        "start": start,
+        "rows": rows,
+    }
     if isinstance(built, Dro):
-        dro = built
         return Arena(
-            problem,
-            instance_seed,
-            built,
-            gradient,
-            lambda x: dro.psi(x, weights=_ONE),
-            start,
-            rows,
+            **common,
+            stack=StackedDro(built),
             batch=128,
             independent_batch=8,
             budget=128_000,
             target=None,
             diverged_above=50.0,
         )
+    assert isinstance(built, PhaseRetrieval)  # noqa: S101 - asked for by its name
+    stack = StackedPhaseRetrieval(built)
     return Arena(
-        problem,
-        instance_seed,
-        built,
-        gradient,
-        loss,
-        start,
-        rows,
+        **common,
+        stack=stack,
         batch=64,
         independent_batch=4,
         budget=27_000,
         target=10.0,
-        diverged_above=loss(start),
+        diverged_above=float(stack.measure(start[None, None])[0, 0]),
     )
 
 
@@ -201,76 +193,122 @@ def draw_rows(seed: int, rows: int, sizes: tuple[int, int], iterations: int) -> 
     return drawn
 
 
-def run(settings: Settings, arena: Arena, seed: int) -> Trajectory:
-    """Run to the arena's budget; a run that is no longer finite stops and ends at inf.
+def run(
+    settings: Sequence[Settings], arena: Arena, seeds: Sequence[int]
+) -> list[tuple[Trajectory, ...]]:
+    """Run every setting from every seed to the arena's budget.
 
     Parameters
     ----------
     settings
-        The method.
+        The methods.
     arena
         The problem.
-    seed
+    seeds
         Of the rows.
+
+    Returns
+    -------
+    One tuple for each setting, a trajectory for each seed. A run that is no longer finite is inf
+    from there.
     """
-    sizes = settings.rows(arena)
-    drawn = draw_rows(seed, arena.rows, sizes, arena.budget // sum(sizes))
-    x: Vector = arena.start
-    v: Vector = np.zeros(0)
-    m: Vector = np.zeros(0)
-    last_x, state, spent, computed, t = x, independent.init(), 0, 0, 0
-    evaluations, values = [], []
+    kinds: dict[Any, list[int]] = {}
+    for place, one in enumerate(settings):
+        kind = (one.norm, one.rows(arena), one.idle_rows, one.spider_period)
+        kinds.setdefault(kind, []).append(place)
+    found: dict[int, tuple[Trajectory, ...]] = {}
+    for places in kinds.values():
+        runs = _run_kind([settings[place] for place in places], arena, seeds)
+        found.update(zip(places, runs, strict=True))
+    return [found[place] for place in range(len(settings))]
+
+
+def _run_kind(
+    settings: Sequence[Settings], arena: Arena, seeds: Sequence[int]
+) -> list[tuple[Trajectory, ...]]:
+    """Settings that draw and charge the same rows; arrays are (seeds, settings, d)."""
+    one = settings[0]
+    sizes = one.rows(arena)
+    iterations = arena.budget // sum(sizes)
+    drawn = np.stack([draw_rows(seed, arena.rows, sizes, iterations) for seed in seeds])
+    x: Array = np.tile(arena.start, (len(seeds), len(settings), 1))
+    theta = np.array([s.momentum for s in settings])[:, None]
+    rule, gradient = _Rule.of(settings, len(seeds)), arena.stack.gradient
+    v: Array = np.zeros(x.shape)
+    m, last_x, spent, computed, t = v, x, 0, 0, 0
+    evaluations: list[int] = []
+    values: list[Array] = []
     with np.errstate(all="ignore"):
-        while np.isfinite(x).all():
-            cost = settings.charge(arena, t)
-            if spent + cost > arena.budget:
-                break
+        while spent + (cost := one.charge(arena, t)) <= arena.budget:
             if arena.logged(t):
                 evaluations.append(spent)
-                values.append(arena.measure(x))
-            rows = drawn[t]
-            if settings.spider_period is not None and t % settings.spider_period == 0:
-                v = arena.gradient(x, None)
-            elif settings.spider_period is not None:
-                v = v + arena.gradient(x, rows) - arena.gradient(last_x, rows)
+                values.append(arena.stack.measure(x))
+            rows = drawn[:, t]
+            if one.spider_period is not None and t % one.spider_period == 0:
+                v = gradient(x, None)
+            elif one.spider_period is not None:
+                v = v + gradient(x, rows) - gradient(last_x, rows)
             else:
-                v = arena.gradient(x, rows[: sizes[0]])
-            theta = settings.momentum if t > 0 else 0.0
-            m = theta * m + (1 - theta) * v if theta > 0 else v
-            dx, state = independent.step(
-                state,
-                m,
-                _norm(settings, arena, x, m, rows[sizes[0] :]),
-                step_size=settings.step_size,
-                beta=settings.beta,
-                tau=settings.tau,
-                delta=settings.delta,
-                amplification=settings.amplification,
-                cap=settings.cap,
-            )
-            last_x, x = x, x + dx
+                v = gradient(x, rows[:, : sizes[0]])
+            m = v if t == 0 else theta * m + (1 - theta) * v
+            independent = None
+            if one.norm == "independent":
+                independent = _norms(gradient(x, rows[:, sizes[0] :]))
+            elif one.norm == "full":
+                independent = _norms(gradient(x, None))
+            last_x, x = x, x + rule.step(m, independent)
             spent += cost
-            computed += cost - settings.idle_rows
-            computed += arena.rows if settings.norm == "full" else 0
+            computed += cost - one.idle_rows + (arena.rows if one.norm == "full" else 0)
             t += 1
-        evaluations.append(spent)
-        values.append(arena.measure(x))
-    return trajectory(
-        evaluations, values, computed, capped_share=state.capped_steps / max(1, state.steps)
-    )
+        values.append(arena.stack.measure(x))
+    at = np.array([*evaluations, spent])
+    measured = np.nan_to_num(np.array(values), nan=math.inf, posinf=math.inf)
+    return [
+        tuple(
+            Trajectory(at, measured[:, s, c], computed, float(rule.capped_steps[s, c]) / max(1, t))
+            for s in range(len(seeds))
+        )
+        for c in range(len(settings))
+    ]
 
 
-def trajectory(
-    evaluations: list[int], values: list[float], computed: int, *, capped_share: float = 0.0
-) -> Trajectory:
-    """Return a trajectory with inf for all that is not finite."""
-    clean = np.nan_to_num(np.array(values), nan=math.inf, posinf=math.inf)
-    return Trajectory(np.array(evaluations), clean, computed, capped_share)
+@dataclass
+class _Rule:
+    """`fedef.independent.step` for (seeds, settings) at once; remembers what it needs."""
+
+    settings: Sequence[Settings]
+    last: Array | None
+    """(seeds, settings): norm of the direction of the step before."""
+    first: Array
+    """(seeds, settings): length of the first step."""
+    capped_steps: Array
+
+    @classmethod
+    def of(cls, settings: Sequence[Settings], seeds: int) -> _Rule:
+        shape = (seeds, len(settings))
+        return cls(settings, None, np.zeros(shape), np.zeros(shape))
+
+    def step(self, m: Array, independent: Array | None) -> Array:
+        """Dx = -gamma m / max(A N + delta, tau)^beta, cut to cap ||dx_0||."""
+        length = _norms(m)
+        n = length if independent is None else independent
+        if self.settings[0].norm == "previous" and self.last is not None:
+            n = self.last
+        h = np.maximum(self._of("amplification") * n + self._of("delta"), self._of("tau"))
+        rate = np.where(h > 0, self._of("step_size") / h ** self._of("beta"), 0.0)
+        bound = np.where(self.first > 0, self._of("cap") * self.first, math.inf)
+        capped = rate * length > bound
+        rate = np.where(capped, bound / length, rate)
+        self.first = np.where(self.first > 0, self.first, rate * length)
+        self.last = length
+        self.capped_steps = self.capped_steps + capped
+        return -rate[..., None] * m
+
+    def _of(self, name: str) -> Array:
+        """(settings,): the values of one constant."""
+        return np.array([getattr(one, name) for one in self.settings], dtype=np.float64)
 
 
-def _norm(settings: Settings, arena: Arena, x: Vector, m: Vector, rows: IntVector) -> float | None:
-    if settings.norm == "own":
-        return norm(m)
-    if settings.norm == "independent":
-        return norm(arena.gradient(x, rows))
-    return norm(arena.gradient(x, None)) if settings.norm == "full" else None
+def _norms(vectors: Array) -> Array:
+    """Euclidean norms along the last axis."""
+    return np.asarray(np.sqrt(np.einsum("...d,...d->...", vectors, vectors)))

@@ -22,7 +22,8 @@ PUBLISHED_SEED = 1
 """Of the published code; the paper's main figure, tau and small-batch figures have 2024."""
 ROBUSTNESS = 0.01
 """lambda: the smaller, the fewer rows count."""
-_PENALTY = 0.1
+PENALTY = 0.1
+"""Weight of sum_j log(1 + |x_j|)."""
 _HELD_OUT = 100
 _ETA0 = 0.1
 _WARM_STEPS = 30
@@ -126,7 +127,7 @@ class Dro(Analytic):
 def row_losses(a: NDArray[np.float64], b: NDArray[np.float64], x: Vector) -> NDArray[np.float64]:
     """l_r(x) = (a_r.x - b_r)^2/2 + 0.1 sum_j log(1 + |x_j|), the penalty in every row's loss."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray((a @ x - b) ** 2 / 2 + _PENALTY * np.sum(np.log1p(np.abs(x))))
+        return np.asarray((a @ x - b) ** 2 / 2 + PENALTY * np.sum(np.log1p(np.abs(x))))
 
 
 def value_and_gradient(
@@ -144,7 +145,7 @@ def value_and_gradient(
         p = np.maximum((row_losses(a, b, x) - eta) / (2 * ROBUSTNESS) + 1, 0)
         loss = ROBUSTNESS * (np.sum(weights * p * p) - total) + total * eta
         pulled = weights * p
-        slope_x = (pulled * (a @ x - b)) @ a + _PENALTY * np.sum(pulled) * np.sign(x) / (
+        slope_x = (pulled * (a @ x - b)) @ a + PENALTY * np.sum(pulled) * np.sign(x) / (
             1 + np.abs(x)
         )
     return float(loss), np.append(slope_x, total - np.sum(pulled))

@@ -35,16 +35,6 @@ from sims.reproduce.verdict import (
     within_relative,
 )
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def data_dir():
-    if not DATA.is_dir():
-        pytest.skip("no data folder beside the repository")
-    return DATA
-
-
 # --- rules of agreement -----------------------------------------------------------------------
 
 

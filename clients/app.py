@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.records import content_of, task_from
-from clients.store import load_state, save_state
+from clients.store import store_of
 from fedef import ensure_ours
 from fedef.config import Config
 from fedef.errors import ConfigError
@@ -60,11 +60,13 @@ def make_app(build: Build = Experiment.build) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         experiment = experiment_of(context)
         client = _partition_id(context, experiment.num_clients)
+        task = task_from(message.content)
+        store = store_of(context, token=task.token, client=client)
         with single_threaded():
-            session = experiment.client(client, state=load_state(context))
-            reply = session.handle(task_from(message.content))
+            session = experiment.client(client, state=store.load())
+            reply = session.handle(task)
         answer = Message(content_of(reply), reply_to=message)
-        save_state(context, session.state)
+        store.save(session.state)  # before the reply leaves
         return answer
 
     return app

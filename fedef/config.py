@@ -14,33 +14,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fedef.errors import ConfigError
+from fedef.keys import explain, kebab, unset
+from fedef.service import Service
 
 OUT_KEY = "out"
-"""The one key of a Flower run config that does not decide any bits: the run's folder."""
-
-
-def _unset(value: object) -> object:
-    """Flower cannot carry None: an empty string stands for 'not set'."""
-    return None if value == "" else value
-
+"""Key of the run's folder, one of `Service`'s."""
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Fraction = Annotated[float, Field(gt=0, le=1)]
-_OptionalCount = Annotated[_Count | None, BeforeValidator(_unset)]
-_OptionalText = Annotated[str | None, BeforeValidator(_unset)]
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
+_OptionalCount = Annotated[_Count | None, BeforeValidator(unset)]
+_OptionalText = Annotated[str | None, BeforeValidator(unset)]
 
 
 class Config(BaseModel):
     """Everything that decides the bits of a run. Keys are spelled in kebab-case outside."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=_kebab, allow_inf_nan=False, strict=False
+        frozen=True, extra="forbid", alias_generator=kebab, allow_inf_nan=False, strict=False
     )
 
     method: Literal[
@@ -64,7 +56,7 @@ class Config(BaseModel):
         "norm-ef21-sgdm", description="||EF21|| is norm-ef21; -sgdm adds momentum at the clients"
     )
     compressor: Annotated[
-        Literal["identity", "top-k", "rand-k"] | None, BeforeValidator(_unset)
+        Literal["identity", "top-k", "rand-k"] | None, BeforeValidator(unset)
     ] = Field(
         None, description="what a client sends; not set: top-k with error feedback, else identity"
     )
@@ -76,29 +68,29 @@ class Config(BaseModel):
     init: Literal["zero", "full"] = Field(
         "zero", description="a client's first message: compressed (zero) or dense (full)"
     )
-    feedback: Annotated[Literal["ef21", "none"] | None, BeforeValidator(_unset)] = Field(
+    feedback: Annotated[Literal["ef21", "none"] | None, BeforeValidator(unset)] = Field(
         None, description="error feedback, or none; not set: the method's"
     )
     direction: Annotated[
         Literal["plain", "unit", "power", "clip", "independent", "remembered"] | None,
-        BeforeValidator(_unset),
+        BeforeValidator(unset),
     ] = Field(None, description="the server's; not set: the method's")
-    beta: Annotated[_Fraction | None, BeforeValidator(_unset)] = Field(
+    beta: Annotated[_Fraction | None, BeforeValidator(unset)] = Field(
         None, description="power of the norm that is divided by; not set: the method's"
     )
     delta: _NotNegative = Field(0.0, description="added to that norm")
     tau: _NotNegative = Field(1.0, description="its least value (clip, independent)")
     amplification: _Positive = Field(2.0, description="A: factor of the independent norm")
-    max_step: Annotated[_Positive | None, BeforeValidator(_unset)] = Field(
+    max_step: Annotated[_Positive | None, BeforeValidator(unset)] = Field(
         None, description="bound on the length of a step; not set: none"
     )
-    cap: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(_unset)] = Field(
+    cap: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(unset)] = Field(
         None, description="longest step over the first one (independent, remembered); ours"
     )
     independent_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="rows of the independent gradient; 0: all"
     )
-    independent_summary: Annotated[Literal["sketch", "norm"] | None, BeforeValidator(_unset)] = (
+    independent_summary: Annotated[Literal["sketch", "norm"] | None, BeforeValidator(unset)] = (
         Field(
             None,
             description="what clients send of it: a linear sketch, or its norm alone; "
@@ -177,7 +169,7 @@ class Config(BaseModel):
     )
     instance: _OptionalText = Field(None, description="npz file that holds the problem's numbers")
     instance_seed: Annotated[
-        Annotated[int, Field(ge=0, lt=2**32)] | None, BeforeValidator(_unset)
+        Annotated[int, Field(ge=0, lt=2**32)] | None, BeforeValidator(unset)
     ] = Field(
         None, description="of the data of phase-retrieval and dro; not set: the published instance"
     )
@@ -241,18 +233,19 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ConfigError("; ".join(_explain(cls, item) for item in error.errors())) from None
+            raise ConfigError("; ".join(explain(cls, item) for item in error.errors())) from None
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Config:
-        """Configuration in a Flower app's run config, which also says where the run's folder is.
+        """Configuration in a Flower app's run config, which also holds `Service`'s keys.
 
         Raises
         ------
         ConfigError
             As `from_flat`.
         """
-        return cls.from_flat({key: v for key, v in run_config.items() if key != OUT_KEY})
+        service = Service.known_keys()
+        return cls.from_flat({key: v for key, v in run_config.items() if key not in service})
 
     def to_flat(self) -> dict[str, bool | int | float | str]:
         """The same configuration as plain values under kebab-case keys; '' stands for not set."""
@@ -264,7 +257,7 @@ class Config(BaseModel):
 
 def known_keys() -> list[str]:
     """All keys in kebab-case, in the order of the class."""
-    return [_kebab(name) for name in Config.model_fields]
+    return [kebab(name) for name in Config.model_fields]
 
 
 def _nearest(word: str, known: list[str]) -> str | None:
@@ -314,12 +307,3 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             values[key] = text
     return values
-
-
-def _explain(model: type[Config], item: Any) -> str:
-    """One line about one invalid value: what, allowed, got."""
-    key = str(item["loc"][0])
-    field = model.model_fields.get(key.replace("-", "_"))
-    what = f" ({field.description})" if field is not None and field.description else ""
-    reason = str(item["msg"])
-    return f"{key}: {reason[:1].lower()}{reason[1:]}, got {item['input']!r}{what}"

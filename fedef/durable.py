@@ -31,11 +31,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk itself."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def discard_leftovers(path: Path) -> None:
+    """Remove what killed processes left beside `path` while they were writing it."""
+    for aside in path.parent.glob(f".{path.name}.*.part"):
+        aside.unlink(missing_ok=True)
 
 
 def serialized(arrays: Mapping[str, NDArray[Any]]) -> bytes:

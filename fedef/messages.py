@@ -87,6 +87,9 @@ class Task(_Message):
     """x^k, encoded; the same object for all clients of a round."""
     buffers: bytes
     """Averaged buffers, encoded; empty where there are none."""
+    token: str = ""
+    """The run's own name, for state that is kept on disk: two runs of one configuration differ in
+    it, a run and its resumption do not. Empty where nothing is kept."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from fedef.config import Config
-from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.recorder import Line, Recorder
+from fedef.resume import cut_back, longer
 from fedef.run_folder import RunFolder
 from fedef.server_session import Diverged
 from fedef.threads import single_threaded
@@ -96,28 +96,13 @@ def resume_run(
     """
     folder, config = RunFolder.open(out)
     with single_threaded():
-        if num_rounds is not None and num_rounds != config.num_rounds:
-            config = _longer(config, num_rounds)
+        config = longer(config, num_rounds or config.num_rounds)
         folder.require_checkpoint()
         with open_engine(Experiment.build(config), folder.checkpoint_path) as engine:
-            if engine.server.round > config.num_rounds:
-                raise ConfigError(
-                    f"num-rounds: {engine.server.round} rounds are done, got {config.num_rounds}; "
-                    "resume with at least as many"
-                )
-            folder.truncate_rounds(engine.server.round)
-            folder.remove_summary()
-            folder.write_config(config)
-            return _run(engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every)
-
-
-def _longer(config: Config, num_rounds: int) -> Config:
-    if config.schedule in ("horizon", "theory"):
-        raise ConfigError(
-            f"num-rounds: schedule={config.schedule} fixes its steps for {config.num_rounds} "
-            f"rounds, got {num_rounds}; resume without num-rounds, or start a new run"
-        )
-    return Config.from_flat({**config.to_flat(), "num-rounds": num_rounds})
+            cut_back(folder, config, engine.server.round)
+            return _run(
+                engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every
+            )
 
 
 def _run(

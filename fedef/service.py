@@ -1,0 +1,76 @@
+"""How a run is served: folders, checkpoints, patience. None of it decides the bits of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fedef.errors import ConfigError
+from fedef.keys import explain, kebab, unset
+
+_OptionalText = Annotated[str | None, BeforeValidator(unset)]
+
+
+class Service(BaseModel):
+    """The keys of a Flower run config that `Config` does not have."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=kebab, allow_inf_nan=False
+    )
+
+    out: _OptionalText = Field(None, description="the run's folder; not set: a new one in runs/")
+    resume: _OptionalText = Field(
+        None, description="folder of a run to go on with, which `out` must not name otherwise"
+    )
+    server_checkpoint_every: Annotated[int, Field(ge=0)] = Field(
+        1, description="rounds between the server's checkpoints; 0: none, so no resume"
+    )
+    state_dir: _OptionalText = Field(
+        None,
+        description="folder on a node where its clients keep their state; the node's own config "
+        "goes before; not set: in Flower's memory, lost when the node restarts",
+    )
+
+    @classmethod
+    def known_keys(cls) -> frozenset[str]:
+        """All keys in kebab-case."""
+        return frozenset(kebab(name) for name in cls.model_fields)
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
+        """Service keys among all the keys of a Flower run config.
+
+        Raises
+        ------
+        ConfigError
+            For a value out of range.
+        """
+        own = {key: value for key, value in run_config.items() if key in cls.known_keys()}
+        try:
+            return cls.model_validate(own)
+        except ValidationError as error:
+            raise ConfigError("; ".join(explain(cls, item) for item in error.errors())) from None
+
+    def to_flat(self) -> dict[str, bool | int | float | str]:
+        """The same as plain values under kebab-case keys; '' stands for not set."""
+        return {
+            key: "" if value is None else value
+            for key, value in self.model_dump(by_alias=True).items()
+        }
+
+
+def absolute_folder(key: str, value: str) -> Path:
+    """Folder that a process in any working directory finds.
+
+    Raises
+    ------
+    ConfigError
+        If the path is relative: Flower's processes run in folders of their own.
+    """
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ConfigError(f"{key}: must be an absolute path, got {value!r}")
+    return path

@@ -1,4 +1,4 @@
-"""A run's state in one file: the server's, and the clients' where they live in the same process."""
+"""A run's state in one file: the server's, and the clients' where they do not keep their own."""
 
 from __future__ import annotations
 
@@ -11,37 +11,36 @@ import numpy as np
 
 from fedef.durable import read_arrays, write_arrays
 from fedef.errors import ConfigError
-from fedef.experiment import Experiment
-from fedef.state import Arrays, ClientState, ServerState
+from fedef.state import Arrays, ServerState
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from."""
+    """A run between two rounds."""
 
     server: ServerState
-    clients: Mapping[int, ClientState] = field(default_factory=dict)
-    """By client; empty where clients keep their own."""
+    clients: Mapping[int, Arrays] = field(default_factory=dict)
+    """The states of the clients that were ever asked, as named arrays; empty where clients keep
+    their own."""
     token: str = ""
-    """The run's name in the clients' stores; empty where nothing is kept there."""
+    """The run's name in the clients' own stores; empty where they keep nothing."""
     weights: tuple[float, ...] = ()
-    """(n,) weights that the sum in `server` is made with; empty: the experiment's."""
+    """(n,) weights that the clients themselves told; empty: the experiment's."""
 
 
-def save_checkpoint(path: Path, experiment: Experiment, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run_id: int) -> None:
     """Write it, atomically and with a checksum; it is on the disk when this returns."""
     arrays = _prefixed("server", checkpoint.server.to_arrays())
-    arrays["run/id"] = np.array([experiment.run_id], dtype=np.int64)
+    arrays["run/id"] = np.array([run_id], dtype=np.int64)
     arrays["run/weights"] = np.array(checkpoint.weights, dtype=np.float64)
-    token = json.dumps(checkpoint.token).encode()
-    arrays["run/token"] = np.frombuffer(token, dtype=np.uint8)
+    arrays["run/token"] = np.frombuffer(json.dumps(checkpoint.token).encode(), dtype=np.uint8)
     for client, state in sorted(checkpoint.clients.items()):
-        arrays |= _prefixed(f"client-{client}", state.to_arrays())
+        arrays |= _prefixed(f"client-{client}", dict(state))
     write_arrays(path, arrays)
 
 
-def load_checkpoint(path: Path, experiment: Experiment) -> Checkpoint:
-    """Inverse of `save_checkpoint`.
+def read_checkpoint(path: Path, *, run_id: int) -> Checkpoint:
+    """What `write_checkpoint` wrote.
 
     Raises
     ------
@@ -54,17 +53,14 @@ def load_checkpoint(path: Path, experiment: Experiment) -> Checkpoint:
         parts.setdefault(owner, {})[part] = array
     run = parts.pop("run", {})
     complete = run.keys() >= {"id", "weights", "token"} and "server" in parts
-    if not complete or run["id"].tolist() != [experiment.run_id]:
+    if not complete or run["id"].tolist() != [run_id]:
         raise ConfigError(
             f"state file {str(path)!r} belongs to another configuration than the folder's "
             "config.toml; restore both from the same run"
         )
     return Checkpoint(
         server=ServerState.from_arrays(parts.pop("server")),
-        clients={
-            int(owner.removeprefix("client-")): ClientState.from_arrays(arrays)
-            for owner, arrays in parts.items()
-        },
+        clients={int(owner.removeprefix("client-")): arrays for owner, arrays in parts.items()},
         token=json.loads(run["token"].tobytes()),
         weights=tuple(run["weights"].tolist()),
     )

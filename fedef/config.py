@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fedef.errors import ConfigError
-from fedef.keys import explain, kebab, unset
+from fedef.keys import explain, kebab
+from fedef.keys import unset as _unset
 from fedef.service import Service
 
 OUT_KEY = "out"
@@ -24,8 +25,8 @@ _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Fraction = Annotated[float, Field(gt=0, le=1)]
-_OptionalCount = Annotated[_Count | None, BeforeValidator(unset)]
-_OptionalText = Annotated[str | None, BeforeValidator(unset)]
+_OptionalCount = Annotated[_Count | None, BeforeValidator(_unset)]
+_OptionalText = Annotated[str | None, BeforeValidator(_unset)]
 
 
 class Config(BaseModel):
@@ -56,9 +57,10 @@ class Config(BaseModel):
         "norm-ef21-sgdm", description="||EF21|| is norm-ef21; -sgdm adds momentum at the clients"
     )
     compressor: Annotated[
-        Literal["identity", "top-k", "rand-k"] | None, BeforeValidator(unset)
+        Literal["identity", "top-k", "rand-k"] | None, BeforeValidator(_unset)
     ] = Field(
-        None, description="what a client sends; not set: top-k with error feedback, else identity"
+        None,
+        description="what a client sends; not set: top-k with error feedback, else identity",
     )
     k: _OptionalCount = Field(None, description="entries sent; when set, k-fraction is not used")
     k_fraction: _Fraction = Field(0.01, description="entries sent over d: k = max(1, floor(h d))")
@@ -68,29 +70,29 @@ class Config(BaseModel):
     init: Literal["zero", "full"] = Field(
         "zero", description="a client's first message: compressed (zero) or dense (full)"
     )
-    feedback: Annotated[Literal["ef21", "none"] | None, BeforeValidator(unset)] = Field(
+    feedback: Annotated[Literal["ef21", "none"] | None, BeforeValidator(_unset)] = Field(
         None, description="error feedback, or none; not set: the method's"
     )
     direction: Annotated[
         Literal["plain", "unit", "power", "clip", "independent", "remembered"] | None,
-        BeforeValidator(unset),
+        BeforeValidator(_unset),
     ] = Field(None, description="the server's; not set: the method's")
-    beta: Annotated[_Fraction | None, BeforeValidator(unset)] = Field(
+    beta: Annotated[_Fraction | None, BeforeValidator(_unset)] = Field(
         None, description="power of the norm that is divided by; not set: the method's"
     )
     delta: _NotNegative = Field(0.0, description="added to that norm")
     tau: _NotNegative = Field(1.0, description="its least value (clip, independent)")
     amplification: _Positive = Field(2.0, description="A: factor of the independent norm")
-    max_step: Annotated[_Positive | None, BeforeValidator(unset)] = Field(
+    max_step: Annotated[_Positive | None, BeforeValidator(_unset)] = Field(
         None, description="bound on the length of a step; not set: none"
     )
-    cap: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(unset)] = Field(
+    cap: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(_unset)] = Field(
         None, description="longest step over the first one (independent, remembered); ours"
     )
     independent_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="rows of the independent gradient; 0: all"
     )
-    independent_summary: Annotated[Literal["sketch", "norm"] | None, BeforeValidator(unset)] = (
+    independent_summary: Annotated[Literal["sketch", "norm"] | None, BeforeValidator(_unset)] = (
         Field(
             None,
             description="what clients send of it: a linear sketch, or its norm alone; "
@@ -169,7 +171,7 @@ class Config(BaseModel):
     )
     instance: _OptionalText = Field(None, description="npz file that holds the problem's numbers")
     instance_seed: Annotated[
-        Annotated[int, Field(ge=0, lt=2**32)] | None, BeforeValidator(unset)
+        Annotated[int, Field(ge=0, lt=2**32)] | None, BeforeValidator(_unset)
     ] = Field(
         None, description="of the data of phase-retrieval and dro; not set: the published instance"
     )

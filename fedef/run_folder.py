@@ -7,7 +7,7 @@
     rounds.jsonl        one flushed line a round, see `recorder`
     summary.json        the result
     model.safetensors   the last model, by the parameters' names
-    checkpoint.fdf      what a resumed run needs (inline engine)
+    checkpoint.fdf      what a resumed run needs
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class RunFolder:
         if not self.checkpoint_path.exists():
             raise ConfigError(
                 f"resume: {str(self.path)!r} has no checkpoint.fdf: the run ended before its first "
-                "one (see --checkpoint-every), or was one of Flower's, which keep none; start it "
+                "one (see --checkpoint-every; on Flower server-checkpoint-every); start it "
                 f"again with --config {str(self.config_path)!r}"
             )
 

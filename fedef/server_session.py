@@ -110,6 +110,11 @@ class ServerSession:
         return replace(self._state, records=dict(self._records), refusals=dict(self._refusals))
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """(n,) the clients' weights, not normalized."""
+        return self._weights
+
+    @property
     def x(self) -> Vector:
         """(d,) the model; do not write into it."""
         return self._state.x

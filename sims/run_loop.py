@@ -100,9 +100,7 @@ def resume_run(
         folder.require_checkpoint()
         with open_engine(Experiment.build(config), folder.checkpoint_path) as engine:
             cut_back(folder, config, engine.server.round)
-            return _run(
-                engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every
-            )
+            return _run(engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every)
 
 
 def _run(

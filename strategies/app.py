@@ -1,17 +1,23 @@
 """The ServerApp: a whole run on Flower, recorded in a run folder."""
 
+import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedef import ensure_ours
-from fedef.config import OUT_KEY, Config
+from fedef.checkpoint import Checkpoint, save_checkpoint
+from fedef.config import Config
+from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.recorder import Recorder
+from fedef.resume import reopened
 from fedef.run_folder import RunFolder
 from fedef.server_session import Diverged, RoundReport, ServerSession
+from fedef.service import Service
 from fedef.stopping import LAST_ROUND
 from fedef.threads import single_threaded
 from strategies.error_feedback import ErrorFeedback
@@ -31,32 +37,68 @@ def make_app(build: Callable[[Config], Experiment] = Experiment.build) -> Server
     def main(grid: Grid, context: Context) -> None:
         with single_threaded():
             experiment = build(Config.from_run_config(context.run_config))
-            out = Path(str(context.run_config.get(OUT_KEY) or f"runs/flower-{context.run_id}"))
-            run(grid, experiment, out)
+            service = Service.from_run_config(context.run_config)
+            run(grid, experiment, Path(service.out or f"runs/flower-{context.run_id}"), service)
 
     return app
 
 
-def run(grid: Grid, experiment: Experiment, out: Path) -> None:
-    """Run an experiment over a grid of Flower nodes into the folder `out`."""
-    folder = RunFolder.create(out, experiment.config, engine="flower")
+def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None = None) -> None:
+    """Run an experiment over a grid of Flower nodes into the folder `out`, or go on with one.
+
+    Write ahead: a checkpoint that holds a round's updates is on the disk before a task leaves
+    that acknowledges them, as long as each round has its checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        If a folder cannot be used.
+    """
+    service = service or Service()
+    folder, checkpoint = _opened(experiment, out, service)
     recorder = Recorder(experiment, folder, engine="flower")
+
+    def save(session: ServerSession) -> None:
+        folder.sync_rounds()
+        now = replace(checkpoint, server=session.state, weights=session.weights)
+        save_checkpoint(folder.checkpoint_path, experiment, now)
 
     def on_round(report: RoundReport, session: ServerSession, envelope: int) -> None:
         recorder.round_ended(report, session, envelope_bytes=envelope)
+        ended = recorder.stopped_by(session) is not None
+        every = service.server_checkpoint_every
+        if every and (ended or report.round % every == 0):
+            save(session)
         if recorder.stopped_by(session) not in (None, LAST_ROUND):
             raise _Stopped
         recorder.round_began()
 
-    strategy = ErrorFeedback(experiment, on_round=on_round)
+    strategy = ErrorFeedback(experiment, on_round=on_round, checkpoint=checkpoint)
+    rounds = experiment.config.num_rounds - checkpoint.server.round
     status = "completed"
     try:
-        strategy.start(grid, strategy.initial_arrays(), num_rounds=experiment.config.num_rounds)
+        strategy.start(grid, strategy.initial_arrays(), num_rounds=rounds)
     except _Stopped:
         pass
     except Diverged:
         status = "diverged"
     recorder.finish(strategy.session, status=status)
+
+
+def _opened(experiment: Experiment, out: Path, service: Service) -> tuple[RunFolder, Checkpoint]:
+    """A new run's folder and start, or an old one's."""
+    if service.resume is not None:
+        if service.out is not None and Path(service.out) != Path(service.resume):
+            raise ConfigError(
+                f"out: a resumed run keeps its folder {service.resume!r}, got {service.out!r}; "
+                "leave out away"
+            )
+        return reopened(Path(service.resume), experiment)
+    folder = RunFolder.create(out, experiment.config, engine="flower")
+    checkpoint = Checkpoint(experiment.server().state, token=secrets.token_hex(16))
+    if service.server_checkpoint_every:
+        save_checkpoint(folder.checkpoint_path, experiment, checkpoint)
+    return folder, checkpoint
 
 
 app = make_app()

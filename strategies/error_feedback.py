@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from logging import INFO, WARNING
 
 import numpy as np
@@ -12,6 +13,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedef.checkpoint import Checkpoint
 from fedef.errors import ConfigError, CorruptPayload, FedefError
 from fedef.experiment import Experiment
 from fedef.messages import Task
@@ -44,6 +46,9 @@ class ErrorFeedback(Strategy):
         How long a message may take; after that its client counts as missing.
     start_seconds
         How long to wait for all clients at the start.
+    checkpoint
+        What to go on from; None: the experiment's start. Its token names the run in the clients'
+        stores.
 
     Notes
     -----
@@ -58,11 +63,13 @@ class ErrorFeedback(Strategy):
         on_round: OnRound = _ignore,
         round_seconds: float = 3600.0,
         start_seconds: float = 600.0,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self._experiment = experiment
         self._on_round = on_round
         self._round_seconds = round_seconds
         self._start_seconds = start_seconds
+        self._checkpoint = checkpoint or Checkpoint(experiment.server().state)
         self._nodes: dict[int, int] = {}
         self._sent: dict[int, Message] = {}
         self._failed_rounds = 0
@@ -83,8 +90,8 @@ class ErrorFeedback(Strategy):
 
     def initial_arrays(self) -> ArrayRecord:
         """Return the model at the start, by the parameters' names, for `start`."""
-        problem = self._experiment.problem
-        return _records(problem.named_arrays(problem.initial_point(), problem.initial_buffers()))
+        start = self._experiment.server(state=self._checkpoint.server)
+        return _records(named_model(self._experiment, start))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -202,9 +209,16 @@ class ErrorFeedback(Strategy):
             )
         counts = [examples[client] for client in range(n)]
         weights = client_weights(self._experiment.config.weighting, counts)
-        return self._experiment.server(weights=weights)
+        started = self._checkpoint
+        if started.weights and started.weights != weights:
+            raise FedefError(
+                f"the clients' weights are {weights}, the run began with {started.weights}: the "
+                "data on a node has changed; restore it, or start a new run"
+            )
+        return self._experiment.server(weights=weights, state=started.server)
 
     def _message(self, task: Task) -> Message:
+        task = replace(task, token=self._checkpoint.token)
         return Message(content_of(task), self._nodes[task.client], "train", ttl=self._round_seconds)
 
     def _receive(self, message: Message, sender: int | None) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedef.config import OUT_KEY, Config
+from fedef.config import Config
+from fedef.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fedef", "clients", "strategies", "sims")
@@ -160,7 +161,7 @@ def project():
 
 def test_the_flower_app_has_every_key_with_its_default():
     run_config = project()["tool"]["flwr"]["app"]["config"]
-    expected = {**Config.from_flat({}).to_flat(), OUT_KEY: ""}
+    expected = {**Config.from_flat({}).to_flat(), **Service().to_flat()}
     assert run_config == expected
     # TOML tells 1 from 1.0, and Flower refuses an override of another type.
     assert {k: type(v) for k, v in run_config.items()} == {k: type(v) for k, v in expected.items()}

@@ -9,12 +9,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedef import ensure_ours
-from fedef.checkpoint import Checkpoint, save_checkpoint
+from fedef.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.recorder import Recorder
-from fedef.resume import reopened
+from fedef.resume import cut_back, require_same_run
 from fedef.run_folder import RunFolder
 from fedef.server_session import Diverged, RoundReport, ServerSession
 from fedef.service import Service
@@ -61,7 +61,7 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
     def save(session: ServerSession) -> None:
         folder.sync_rounds()
         now = replace(checkpoint, server=session.state, weights=session.weights)
-        save_checkpoint(folder.checkpoint_path, experiment, now)
+        write_checkpoint(folder.checkpoint_path, now, run_id=experiment.run_id)
 
     def on_round(report: RoundReport, session: ServerSession, envelope: int) -> None:
         recorder.round_ended(report, session, envelope_bytes=envelope)
@@ -93,11 +93,16 @@ def _opened(experiment: Experiment, out: Path, service: Service) -> tuple[RunFol
                 f"out: a resumed run keeps its folder {service.resume!r}, got {service.out!r}; "
                 "leave out away"
             )
-        return reopened(Path(service.resume), experiment)
+        folder, before = RunFolder.open(Path(service.resume))
+        require_same_run(folder, before, experiment.config)
+        folder.require_checkpoint()
+        checkpoint = read_checkpoint(folder.checkpoint_path, run_id=experiment.run_id)
+        cut_back(folder, experiment.config, checkpoint.server.round)
+        return folder, checkpoint
     folder = RunFolder.create(out, experiment.config, engine="flower")
     checkpoint = Checkpoint(experiment.server().state, token=secrets.token_hex(16))
     if service.server_checkpoint_every:
-        save_checkpoint(folder.checkpoint_path, experiment, checkpoint)
+        write_checkpoint(folder.checkpoint_path, checkpoint, run_id=experiment.run_id)
     return folder, checkpoint
 
 

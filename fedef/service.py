@@ -18,7 +18,11 @@ class Service(BaseModel):
     """The keys of a Flower run config that `Config` does not have."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=kebab, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        alias_generator=kebab,
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     out: _OptionalText = Field(None, description="the run's folder; not set: a new one in runs/")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from local_grid import LocalGrid
 
-from clients.app import app as client_app
 from clients.records import content_of as reply_content
 from clients.records import task_from
 from clients.store import load_state, save_state
@@ -34,46 +34,6 @@ SETTINGS = {
     "num-rounds": 4,
     "k-fraction": 0.05,
 }
-
-
-class LocalGrid:
-    """Flower nodes in this process, with fresh random-looking ids and shuffled replies."""
-
-    def __init__(self, run_config, num_nodes, *, seed=0, tamper=None):
-        rng = np.random.default_rng(seed)
-        self._rng = rng
-        self._tamper = tamper or (lambda message, partition: message)
-        self._nodes = {int(n): p for p, n in enumerate(rng.permutation(10**6)[:num_nodes])}
-        self._contexts = {
-            node: Context(
-                run_id=1,
-                node_id=node,
-                node_config={"partition-id": partition, "num-partitions": num_nodes},
-                state=RecordDict(),
-                run_config=run_config,
-            )
-            for node, partition in self._nodes.items()
-        }
-        self.messages = []
-
-    def get_node_ids(self):
-        return set(self._nodes)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        replies = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            self.messages.append(message)
-            # As Flower's simulation does: the state travels, and rolls back when the app raises.
-            message, context = pickle.loads(pickle.dumps((message, self._contexts[node])))
-            try:
-                reply = client_app(message, context)
-                self._contexts[node] = context
-            except Exception as error:
-                reply = Message(Error(code=2, reason=repr(error)), reply_to=message)
-            reply = self._tamper(reply, self._nodes[node])
-            replies += reply if isinstance(reply, list) else [reply]
-        return [replies[i] for i in self._rng.permutation(len(replies))]
 
 
 @pytest.fixture(autouse=True)

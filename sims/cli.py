@@ -21,6 +21,7 @@ from fedef.experiment import Experiment
 from fedef.recorder import Line
 from sims.partition_command import partition_command
 from sims.reproduce.command import reproduce_command
+from sims.sweeps.command import sweep_command
 
 app = typer.Typer(
     help="Federated learning with normalized error feedback: clients send top-k corrections, "
@@ -145,6 +146,7 @@ def bench(
 
 app.command("reproduce")(reproduce_command)
 app.command("partition")(partition_command)
+app.command("sweep")(sweep_command)
 
 
 def _start(

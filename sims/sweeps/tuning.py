@@ -1,0 +1,58 @@
+"""Choose tuned values on the tuning runs: the best mean of a metric in each group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from statistics import fmean
+from typing import Any
+
+from sims.sweeps.plan import METRICS, Group, Settings, Tuning
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a group uses."""
+
+    point: int
+    """Index of the grid."""
+    values: Settings
+    edge: bool
+    """Whether a value is at an end of the grid, so that a better one may lie outside."""
+    scores: tuple[float | None, ...]
+    """Mean metric by point of the grid; None: some run of it did not complete."""
+
+
+def choose(
+    tuning: Tuning, records: Mapping[Group, Sequence[Sequence[Mapping[str, Any]]]]
+) -> dict[Group, Choice]:
+    """Return the choice of each group.
+
+    Parameters
+    ----------
+    tuning
+        Grid and metric.
+    records
+        By group and by point of the grid: the summaries of the runs, `status` among them.
+
+    Notes
+    -----
+    A point with a run that did not complete is never better than one without. Equal points: the
+    first. No point without such a run: the first of the grid.
+    """
+    return {group: _choice(tuning, points) for group, points in records.items()}
+
+
+def _choice(tuning: Tuning, points: Sequence[Sequence[Mapping[str, Any]]]) -> Choice:
+    sign = METRICS[tuning.metric]
+    scores = [_score(tuning.metric, runs) for runs in points]
+    costs = [inf if score is None else sign * score for score in scores]
+    best = costs.index(min(costs))
+    return Choice(best, tuning.grid[best], tuning.ends[best], tuple(scores))
+
+
+def _score(metric: str, runs: Sequence[Mapping[str, Any]]) -> float | None:
+    values = [run.get(metric) for run in runs if run["status"] == "completed"]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(runs) else None

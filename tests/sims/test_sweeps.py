@@ -1,0 +1,325 @@
+"""Sweeps: what is planned, what is left on disk, and that no kill changes a result."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from fedef.config import Config
+from fedef.errors import ConfigError
+from sims.sweeps import one_run
+from sims.sweeps.one_run import run_into
+from sims.sweeps.plan import make_plan
+from sims.sweeps.sweep import run_sweep
+from sims.sweeps.tuning import choose
+
+BASE = {"problem": "logistic", "data": "synthetic", "num-clients": 4, "partitioner": "iid"}
+SMALL = {
+    "name": "small",
+    "seeds": 2,
+    "tune": {"step-size": [0.1, 0.5]},
+    "tune-seeds": [7],
+    "tune-per": ["method"],
+    "base": {**BASE, "num-rounds": 3},
+    "axes": {
+        "participation": [0.5, 1],
+        "method": {
+            "EF21": {"method": "norm-ef21", "k": [1, 3]},
+            "dense": {"method": "nsgd"},
+        },
+    },
+}
+TABLES = ("results.parquet", "curves.parquet")
+
+
+def changed(**changes):
+    return {**SMALL, **{key.replace("_", "-"): value for key, value in changes.items()}}
+
+
+def tables(folder):
+    return [pd.read_parquet(Path(folder) / name) for name in TABLES]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    run_sweep(SMALL, out=folder, workers=0)
+    return folder
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+def test_cells_are_the_product_of_the_axes_and_of_each_combinations_own():
+    plan = make_plan(SMALL)
+    expected = [
+        {"participation": p, "method": m, "k": k}
+        for p, (m, k) in product((0.5, 1.0), (("EF21", 1), ("EF21", 3), ("dense", None)))
+    ]
+    assert [cell.columns for cell in plan.cells] == expected
+    assert plan.columns == ("participation", "method", "k", "step-size")
+    assert plan.seeds == (0, 1)
+    assert plan.axes == {"participation": (0.5, 1.0), "method": ("EF21", "dense")}
+
+
+def test_default_seeds_are_five_and_default_tuning_is_per_cell():
+    plan = make_plan({"base": BASE, "axes": {"k": [1, 2]}, "tune": {"step-size": [1.0]}})
+    assert plan.seeds == (0, 1, 2, 3, 4)
+    assert not set(plan.seeds) & set(plan.tuning.seeds)
+    assert [plan.group(cell) for cell in plan.cells] == [(1,), (2,)]
+
+
+def test_a_sweep_may_have_no_axes():
+    (cell,) = make_plan({"base": BASE}).cells
+    assert cell.columns == {}
+
+
+BAD = {
+    "a run's key on top": (changed(problem="logistic"), "put a run's keys under [base]"),
+    "an unknown key": (changed(axes={"stepsize": [1]}), "'stepsize' with a list of values must"),
+    "an unknown key in base": (changed(base={"setp": 1}), "unknown key 'setp'"),
+    "a bad value": (changed(axes={"k": [1, 0]}), "k: input should be greater than or equal to 1"),
+    "an empty axis": (changed(axes={"k": []}), "must be a list of values or a table"),
+    "a half-named axis": (changed(axes={"m": {"k": 3}}), "must be a list of values or a table"),
+    "a key set twice": (
+        changed(axes={"k": [1], "method": {"a": {"k": 2}}}),
+        "k is set by 'method' and by 'axis k'",
+    ),
+    "a tuned axis": (changed(axes={"step-size": [1]}), "by 'step-size' and by 'tune'"),
+    "a seed": (changed(base={**BASE, "seed": 3}), "seed: is set by seeds"),
+    "no seeds": (changed(seeds=0), "seeds: must be a number of seeds"),
+    "the same seed twice": (changed(seeds=[1, 1]), "seeds: must be a number of seeds"),
+    "shared seeds": (changed(tune_seeds=[1, 9]), "[1] are reported seeds too"),
+    "an empty grid": (changed(tune={"step-size": []}), "tune: step-size must be a list"),
+    "an unknown group": (changed(tune_per=["alpha"]), "tune-per: must be a list of"),
+    "an unknown metric": (changed(tune_metric="loss"), "tune-metric: must be one of"),
+    "no table": (changed(base=3), "base: must be a table"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_sweep_says_what_to_do_before_anything_is_run(name, tmp_path):
+    source, expected = BAD[name]
+    with pytest.raises(ConfigError) as error:
+        run_sweep(source, out=tmp_path / "out", workers=0)
+    assert expected in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+# --- what it leaves ------------------------------------------------------------------------------
+
+
+def test_every_run_is_a_row_and_a_folder(whole):
+    results, curves = tables(whole)
+    assert len(results) == 6 * 2 + 6 * 2  # cells x (grid x tuning seeds + seeds)
+    assert set(results["status"]) == {"completed"}
+    assert {path.name for path in (whole / "runs").iterdir()} == set(results["run"])
+    assert set(curves["run"]) == set(results["run"])
+    assert list(curves["round"][:3]) == [1, 2, 3]
+    row = results.iloc[-1]
+    summary = json.loads((whole / "runs" / row["run"] / "summary.json").read_text())
+    assert row["final-loss"] == summary["final-loss"]
+    assert row["uplink-bytes"] == summary["uplink-bytes"]
+    last = curves[curves["run"] == row["run"]].iloc[-1]
+    assert last["total-uplink-bytes"] == summary["uplink-bytes"]
+    assert pd.read_parquet(whole / "timing.parquet")["wall-seconds"].gt(0).all()
+    assert not {"seconds", "wall-seconds"} & {*results, *curves}
+
+
+def test_seeds_are_paired_and_columns_say_what_was_run(whole):
+    results, _ = tables(whole)
+    reported = results[results["phase"] == "report"]
+    assert reported.groupby("cell")["seed"].apply(list).tolist() == [[0, 1]] * 6
+    for _, row in results.iterrows():
+        config = json.loads(row["config"])
+        assert config["seed"] == row["seed"]
+        assert config["participation"] == row["participation"]
+        assert config["step-size"] == row["step-size"]
+        assert config["method"] == {"EF21": "norm-ef21", "dense": "nsgd"}[row["method"]]
+        assert pd.isna(row["k"]) if row["method"] == "dense" else row["k"] == config["k"]
+
+
+def test_the_best_mean_of_the_tuning_runs_is_what_is_reported(whole):
+    results, _ = tables(whole)
+    tuning, reported = (results[results["phase"] == phase] for phase in ("tune", "report"))
+    means = tuning.groupby(["method", "step-size"])["final-loss"].mean()
+    for method, rows in reported.groupby("method"):
+        assert rows["step-size"].unique().tolist() == [means[method].idxmin()]
+        chosen = tuning[(tuning["method"] == method) & tuning["chosen"]]
+        assert chosen["step-size"].unique().tolist() == [means[method].idxmin()]
+    assert results["edge"].all()  # a grid of two has no inside
+    about = json.loads((whole / "sweep.json").read_text())
+    assert [choice["group"] for choice in about["tune"]["choices"]] == [
+        {"method": "EF21"},
+        {"method": "dense"},
+    ]
+
+
+def test_tuning_prefers_runs_that_completed_and_flags_the_edge():
+    plan = make_plan(changed(tune={"step-size": [1.0, 2.0, 3.0]}))
+
+    def runs(*losses):
+        return [{"status": "completed" if v < 9 else "diverged", "final-loss": v} for v in losses]
+
+    records = {
+        ("a",): [runs(3.0, 3.0), runs(2.0, 1.0), runs(0.1, 99.0)],
+        ("b",): [runs(99.0), runs(99.0), runs(5.0)],
+    }
+    chosen = choose(plan.tuning, records)
+    assert (chosen["a",].values, chosen["a",].edge) == ({"step-size": 2.0}, False)
+    assert (chosen["b",].values, chosen["b",].edge) == ({"step-size": 3.0}, True)
+    assert chosen["a",].scores == (3.0, 1.5, None)
+
+
+def test_the_code_version_covers_what_a_run_imports():
+    """Of sims; fedef is hashed as a whole."""
+    root, seen = Path(one_run.__file__).parents[2], set()
+    waiting = {"sims/sweeps/one_run.py"}
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        names = re.findall(
+            r"^from (sims[\w.]*) import (\w+)", (root / path).read_text(), flags=re.M
+        )
+        for module, name in names:
+            for candidate in (f"{module}.{name}", module):
+                file = candidate.replace(".", "/") + ".py"
+                if (root / file).is_file():
+                    waiting |= {file} - seen
+    assert seen - {"sims/sweeps/plan.py"} == {f"sims/{name}" for name in one_run.RUN_PATH}
+
+
+# --- runs that end badly -------------------------------------------------------------------------
+
+ROUGH = {
+    "name": "rough",
+    "seeds": 3,
+    "base": {**BASE, "method": "ef21", "num-rounds": 2, "schedule": "constant"},
+    "axes": {"case": {"good": {"step-size": 0.1}, "bad": {"k": 11}, "wild": {"step-size": 1e308}}},
+}
+
+
+def test_diverged_and_crashed_runs_are_rows_and_stop_nothing(tmp_path):
+    results = run_sweep(ROUGH, out=tmp_path / "rough", workers=0)
+    assert results["status"].tolist() == 3 * ["completed"] + 3 * ["failed"] + 3 * ["diverged"]
+    assert results.loc[3, "error"].startswith("ConfigError: top-k: k must be in [1, d=10], got 11")
+    assert results["final-loss"].notna().tolist()[:6] == 3 * [True] + 3 * [False]
+    again = run_sweep(ROUGH, out=tmp_path / "rough", workers=0, work=forbidden)
+    assert_frame_equal(results, again)
+
+
+def forbidden(flat, folder):
+    raise AssertionError(f"{folder.name} was run again")
+
+
+def test_nothing_that_ended_is_run_again(whole):
+    before = [Path(whole / name).read_bytes() for name in TABLES]
+    run_sweep(SMALL, out=whole, workers=0, work=forbidden)
+    assert [Path(whole / name).read_bytes() for name in TABLES] == before
+
+
+@pytest.mark.parametrize("stop", [0, 5, 17])
+def test_a_sweep_that_was_stopped_ends_with_the_same_tables(whole, tmp_path, stop):
+    ran = []
+
+    def interrupted(flat, folder):
+        if len(ran) == stop:
+            (folder.parent / f".{folder.name}.1.part").mkdir()  # what a kill leaves
+            raise KeyboardInterrupt
+        ran.append(folder.name)
+        run_into(flat, folder)
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(SMALL, out=out, workers=0, work=interrupted)
+    assert len(tables(out)[0]) == stop
+
+    def rest(flat, folder):
+        assert folder.name not in ran
+        run_into(flat, folder)
+
+    run_sweep(SMALL, out=out, workers=0, work=rest)
+    for name in TABLES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not list((out / "runs").glob(".*"))
+
+
+def test_more_seeds_run_only_what_is_new(whole, tmp_path):
+    ran = []
+
+    def counted(flat, folder):
+        ran.append(flat["seed"])
+        run_into(flat, folder)
+
+    untuned = {key: value for key, value in SMALL.items() if not key.startswith("tune")}
+    run_sweep(untuned, out=tmp_path / "out", workers=0)
+    run_sweep({**untuned, "seeds": 3}, out=tmp_path / "out", workers=0, work=counted)
+    assert ran == [2] * 6
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path):
+    def second(flat, folder):
+        with pytest.raises(ConfigError, match="another sweep is at work"):
+            run_sweep(SMALL, out=tmp_path / "out", workers=0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(SMALL, out=tmp_path / "out", workers=0, work=second)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sims.inline_run.run_inline", lambda *args, **kwargs: {"status": "interrupted"}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_into(Config.from_flat(BASE).to_flat(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_recorded_and_run_again_at_the_next_call(tmp_path):
+    def dies_once(flat, folder):
+        """Killed by the system at its first try, the third seed at every one."""
+        marker = folder.parent.parent / f"tried-{folder.name}"
+        if not marker.exists() or flat["seed"] == 2:
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        run_into(flat, folder)
+
+    source = {"seeds": 3, "base": {**BASE, "num-rounds": 2}}
+    results = run_sweep(source, out=tmp_path / "out", workers=2, work=dies_once)
+    assert results["status"].tolist() == ["completed", "completed", "killed"]
+    assert "WorkerCrashed" in results["error"][2]
+    again = run_sweep(source, out=tmp_path / "out", workers=0)
+    assert again["status"].tolist() == 3 * ["completed"]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_any_moment_and_called_again_has_the_same_tables(whole, tmp_path):
+    import tomli_w
+
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(SMALL))
+    command = [sys.executable, "-m", "sims.cli", "sweep", "small.toml", "--workers", "2"]
+    out = tmp_path / "runs" / "small"
+    for wanted in (1, 9):  # runs that ended before the kill
+        sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+        while sweep.poll() is None and len(list((out / "runs").glob("[!.]*"))) < wanted:
+            time.sleep(0.01)
+        sweep.kill()
+        sweep.wait()
+        assert not (out / "results.parquet").exists()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    for name in TABLES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()

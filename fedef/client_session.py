@@ -52,6 +52,18 @@ class Work:
     sketch: bytes
 
 
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A client's gradient at the model that it gets, computed with those of other clients."""
+
+    x: Vector
+    """(d,) the decoded model, the very array."""
+    rows: IntVector | None
+    """The very rows that `ClientSession.minibatch` drew."""
+    result: LocalResult
+    """Without weight decay."""
+
+
 class ClientSession:
     """One client of one run.
 
@@ -102,7 +114,11 @@ class ClientSession:
         """
         return self.answer(self.work(task))
 
-    def work(self, task: Task) -> Work | Nothing:
+    def minibatch(self, round: int) -> IntVector | None:
+        """Rows of the round's gradient, or of its first local step; None: all."""
+        return self._rows("minibatch", round)
+
+    def work(self, task: Task, computed: Computed | None = None) -> Work | Nothing:
         """First half of `handle`: commit or roll back, then the gradient and its compression.
 
         An engine that plays many clients does all their work first and encodes all their answers
@@ -124,7 +140,7 @@ class ClientSession:
             # A commit has written into g: from here on the state must say so, whatever happens.
             self.state = state
         try:
-            return self._step(task, state)
+            return self._step(task, state, computed)
         except NonFiniteVector:
             return Nothing(task, NON_FINITE, base=state)
 
@@ -158,7 +174,7 @@ class ClientSession:
         state = replace(self.state, pending=None) if repeated else self.state
         return state.settled(task.acked, task.digest)
 
-    def _step(self, task: Task, state: ClientState) -> Work:
+    def _step(self, task: Task, state: ClientState, computed: Computed | None) -> Work:
         """Estimate and client step.
 
         Raises
@@ -171,14 +187,14 @@ class ClientSession:
         buffers = decode_dense(task.buffers, self._num_buffers) if task.buffers else state.buffers
         estimate = method.estimator(
             lambda point, rows: method.local_steps.pseudo_gradient(
-                self._gradient,
+                partial(self._gradient, computed=computed),
                 point,
                 lambda step: self._rows("minibatch", task.round, step) if step else rows,
                 buffers,
                 task.round - 1,
             ),
             x,
-            self._rows("minibatch", task.round),
+            computed.rows if computed else self.minibatch(task.round),
             state.memory,
             task.round - 1,
         )
@@ -210,9 +226,19 @@ class ClientSession:
             sketch=sketch,
         )
 
-    def _gradient(self, x: Vector, rows: IntVector | None, buffers: Vector) -> LocalResult:
+    def _gradient(
+        self,
+        x: Vector,
+        rows: IntVector | None,
+        buffers: Vector,
+        *,
+        computed: Computed | None = None,
+    ) -> LocalResult:
         """Loss, gradient and buffers of f_i, and weight decay in the gradient alone."""
-        result = self._problem.local(self._client, x, rows=rows, buffers=buffers)
+        if computed is not None and x is computed.x and rows is computed.rows:
+            result = computed.result
+        else:
+            result = self._problem.local(self._client, x, rows=rows, buffers=buffers)
         if self._method.weight_decay == 0.0:
             return result
         return replace(result, gradient=result.gradient + self._method.weight_decay * x)

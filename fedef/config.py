@@ -208,6 +208,11 @@ class Config(BaseModel):
     eval_every: Annotated[int, Field(ge=0)] = Field(
         1, description="rounds between evaluations of the whole model; 0: only at the end"
     )
+    batched: bool = Field(
+        False,
+        description="gradients of a round's clients in one pass where the problem can, for many "
+        "tiny clients; true: other last bits, by who is computed with whom; Flower: one by one",
+    )
     heterogeneity_every: Annotated[int, Field(ge=0)] = Field(
         0,
         description="rounds between measurements of zeta^2 = sum_i w_i ||grad f_i - grad f||^2, "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedef.client_session import ClientSession
+from fedef.cohort import work_of
 from fedef.experiment import Experiment
 from fedef.messages import Reply
 from fedef.server_session import RoundReport, ServerSession
@@ -65,7 +66,8 @@ class InlineEngine:
         network
             What becomes of the replies on their way; for tests that lose, repeat or delay them.
         """
-        work = [self._client(t.client).work(t) for t in self.server.begin_round(clients)]
+        asked = [(self._client(task.client), task) for task in self.server.begin_round(clients)]
+        work = list(work_of(self.experiment, asked))
         replies = [self._client(done.task.client).answer(done) for done in work]
         for reply in network(replies):
             self.server.receive(reply)

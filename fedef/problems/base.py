@@ -1,7 +1,8 @@
 """What is minimized: f(x) = sum_i w_i f_i(x), one f_i per client, on a flat vector x."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Smoothness:
     """L1 of the same inequality."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LocalResult:
     """What one client computes at x on its own data."""
 
@@ -88,3 +89,13 @@ class Problem(Protocol):
 
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """Evaluate the model; `weights` (n,) float64 sum to one."""
+
+
+@runtime_checkable
+class BatchedProblem(Protocol):
+    """What a problem has besides, where it can compute the gradients of many clients together."""
+
+    def local_many(
+        self, clients: Sequence[int], x: Vector, *, rows: Sequence[IntVector | None]
+    ) -> list[LocalResult]:
+        """`Problem.local` of each client at the same x, equal up to rounding; no buffers."""

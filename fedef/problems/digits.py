@@ -42,6 +42,7 @@ def build(config: Config) -> TorchProblem:
         clients=[(images[part], labels[part]) for part in parts],
         test=(torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)),
         seed=config.seed,
+        batched=config.batched,
         x0=None if config.initial_point is None else read_initial_point(config.initial_point),
         device=config.device,
     )

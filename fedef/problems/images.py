@@ -85,6 +85,7 @@ def build(config: Config) -> TorchProblem:
         ],
         test=(torch.tensor(data.test_images), torch.tensor(data.test_labels)),
         seed=config.seed,
+        batched=config.batched,
         x0=None if config.initial_point is None else read_initial_point(config.initial_point),
         device=config.device,
         rows_at_once=network.rows_at_once,

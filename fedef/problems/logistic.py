@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -67,6 +68,34 @@ class Logistic(Analytic):
         loss, gradient = _weighted(features, labels, np.full(len(labels), 1 / len(labels)), x)
         penalty, slope = _regularizer(self.lam, x)
         return LocalResult(loss + penalty, gradient + slope, buffers.copy())
+
+    def local_many(
+        self, clients: Sequence[int], x: Vector, *, rows: Sequence[IntVector | None]
+    ) -> list[LocalResult]:
+        """`local` of each client, all rows of all of them in one product."""
+        held = [
+            np.arange(self.bounds[client], self.bounds[client + 1])
+            if chosen is None
+            else self.bounds[client] + chosen
+            for client, chosen in zip(clients, rows, strict=True)
+        ]
+        sizes = np.array([len(part) for part in held])
+        losses, gradients = np.zeros(len(held)), np.zeros((len(held), self.dimension))
+        holds = np.flatnonzero(sizes)
+        if holds.size:
+            chosen = np.concatenate(held)
+            features, labels = self.data.features[chosen], self.data.labels[chosen]
+            margins = labels * (features @ x)
+            starts, counts = np.cumsum(sizes)[holds] - sizes[holds], sizes[holds]
+            penalty, slope = _regularizer(self.lam, x)
+            summed = np.add.reduceat(np.logaddexp(0.0, -margins), starts)
+            losses[holds] = summed / counts + penalty
+            pulled = -(labels * expit(-margins))[:, None] * features
+            gradients[holds] = np.add.reduceat(pulled, starts) / counts[:, None] + slope
+        return [
+            LocalResult(loss, gradient.copy(), np.empty(0))
+            for loss, gradient in zip(losses.tolist(), gradients, strict=True)
+        ]
 
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """Value and gradient norm of f = sum_i w_i f_i, over the clients that have rows."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
+import torch.func
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedef.errors import ConfigError
@@ -17,6 +19,7 @@ from fedef.vectors import IntVector, Layout, Vector, norm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Examples = tuple[Tensor, Tensor]
+_ROWS_IN_A_GROUP = 4096
 _NO_BUFFERS: Vector = np.empty(0, dtype=np.float32)
 
 
@@ -64,6 +67,9 @@ class TorchProblem:
         a client's may not be empty unless its data are. None: all.
     device
         ``cpu`` or ``cuda``.
+    batched
+        Whether `evaluate` takes clients with equally many rows together, as `local_many` does:
+        faster for many tiny clients, other last bits.
 
     Raises
     ------
@@ -89,6 +95,7 @@ class TorchProblem:
         largest_batch: int | None = None,
         evaluated: Sequence[IntVector] | None = None,
         device: str = "cpu",
+        batched: bool = False,
     ) -> None:
         self.name = name
         wanted = usable_device(device)
@@ -105,6 +112,7 @@ class TorchProblem:
         self._loaded: Vector | None = None
         self._rows_at_once = rows_at_once
         self._largest_batch = largest_batch
+        self._batched = batched
         self._check_sizes()
         self._evaluated = None if evaluated is None else self._checked_rows(evaluated)
         self._x0 = starting_point(
@@ -155,19 +163,16 @@ class TorchProblem:
         ConfigError
             If `buffers` has the wrong shape, or the rows are more than `largest_batch` allows.
         """
-        inputs, targets = self._clients[client]
-        count = len(targets) if rows is None else len(rows)
+        count = len(self._clients[client][1]) if rows is None else len(rows)
         if self._buffers0.size and self._largest_batch and count > self._largest_batch:
             raise ConfigError(
                 f"{self.name}: a pass over {count} rows of client {client} at once, because batch "
                 f"norm cannot be split, needs too much memory; at most {self._largest_batch}: set "
                 "local-batch-size (or the key of the batch in question), or use group norm"
             )
-        if rows is not None:
-            chosen = torch.tensor(rows)
-            inputs, targets = inputs[chosen], targets[chosen]
+        inputs, targets = self._examples(client, rows)
         if targets.shape[0] == 0:
-            return LocalResult(0.0, np.zeros(self.dimension, dtype=np.float32), buffers.copy())
+            return LocalResult(0.0, self._zeros(), buffers.copy())
         with _OneThread():
             self._load(x, buffers, training=True)
             # Batch norm means the statistics of all rows given: they stay in one pass.
@@ -177,24 +182,97 @@ class TorchProblem:
             loss, gradient = differentiate(inputs, targets)
             return LocalResult(loss, gradient, self._buffers.flat())
 
+    def local_many(
+        self, clients: Sequence[int], x: Vector, *, rows: Sequence[IntVector | None]
+    ) -> list[LocalResult]:
+        """`local` of each client, those with equally many rows in one pass; without buffers.
+
+        Nothing is padded, so any loss will do; at most `rows_at_once` rows are in a pass.
+
+        Raises
+        ------
+        ConfigError
+            If torch cannot vectorize the module.
+        """
+        sizes = [
+            self.num_examples[client] if chosen is None else chosen.size
+            for client, chosen in zip(clients, rows, strict=True)
+        ]
+        results: dict[int, LocalResult] = {}
+        with _OneThread():
+            self._load(x, self._buffers0, training=True)
+            for places in self._grouped(sizes):
+                losses, gradients = self._differentiate_each(
+                    *_stacked([self._examples(clients[place], rows[place]) for place in places])
+                )
+                for place, loss, gradient in zip(places, losses, gradients, strict=True):
+                    # A copy: a view would keep the gradients of all alive.
+                    results[place] = LocalResult(loss, gradient.copy(), _NO_BUFFERS)
+        return [
+            results[place] if size else LocalResult(0.0, self._zeros(), _NO_BUFFERS)
+            for place, size in enumerate(sizes)
+        ]
+
+    def _examples(self, client: int, rows: IntVector | None) -> Examples:
+        inputs, targets = self._clients[client]
+        if rows is None:
+            return inputs, targets
+        chosen = torch.tensor(rows)
+        return inputs[chosen], targets[chosen]
+
+    def _grouped(self, sizes: Sequence[int]) -> Iterator[list[int]]:
+        """Places of equal sizes that go into one pass; those of size 0 are left out."""
+        limit = self._rows_at_once or _ROWS_IN_A_GROUP
+        alike: dict[int, list[int]] = {}
+        for place, size in enumerate(sizes):
+            alike.setdefault(size, []).append(place)
+        for size, places in alike.items():
+            if size:
+                step = max(1, limit // size)
+                yield from (places[i : i + step] for i in range(0, len(places), step))
+
+    def _differentiate_each(
+        self, inputs: Tensor, targets: Tensor
+    ) -> tuple[list[float], NDArray[np.float32]]:
+        """Losses (B,) and gradients (B, d) of B clients with m rows each; inputs (B, m, ...)."""
+        if len(targets) == 1:
+            loss, gradient = self._differentiate_in_parts(inputs[0], targets[0])
+            return [loss], gradient[None]
+
+        def value(parameters: dict[str, Tensor], of: Tensor, to: Tensor) -> Tensor:
+            return self._loss(torch.func.functional_call(self._module, parameters, (of,)), to)
+
+        named = dict(zip(self._layout.names, self._parameters, strict=True))
+        try:
+            each = torch.func.vmap(torch.func.grad_and_value(value), in_dims=(None, 0, 0))
+            gradients, losses = each({n: p.detach() for n, p in named.items()}, inputs, targets)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{self.name}: torch cannot compute the gradients of many clients in one pass "
+                f"({str(error).splitlines()[0]}); set batched=false"
+            ) from None
+        flat = torch.cat([gradients[name].reshape(len(targets), -1) for name in named], dim=1)
+        return losses.tolist(), np.asarray(flat.cpu().numpy())
+
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """f, its exact gradient's norm and the test accuracy, in evaluation mode."""
         loss, gradient = 0.0, np.zeros(self.dimension)
         with _OneThread():
             self._load(x, buffers, training=False)
-            for client, weight in enumerate(weights):
-                inputs, targets = self._rows_to_evaluate(client)
-                if len(targets):
-                    f_i, gradient_i = self._differentiate_in_parts(inputs, targets)
-                    loss += float(weight) * f_i
-                    gradient += weight * gradient_i.astype(np.float64)
+            for clients in self._evaluated_together():
+                f, gradients = self._differentiate_each(
+                    *_stacked([self._rows_to_evaluate(client) for client in clients])
+                )
+                for client, f_i, gradient_i in zip(clients, f, gradients, strict=True):
+                    loss += float(weights[client]) * f_i
+                    gradient += weights[client] * gradient_i.astype(np.float64)
             return Evaluation(loss, norm(gradient), self._test_accuracy())
 
     def evaluate_client(self, client: int, x: Vector, *, buffers: Vector) -> LocalResult:
         """f_i and its gradient in evaluation mode, on the rows that `evaluate` uses."""
         inputs, targets = self._rows_to_evaluate(client)
         if len(targets) == 0:
-            return LocalResult(0.0, np.zeros(self.dimension, dtype=np.float32), buffers.copy())
+            return LocalResult(0.0, self._zeros(), buffers.copy())
         with _OneThread():
             self._load(x, buffers, training=False)
             loss, gradient = self._differentiate_in_parts(inputs, targets)
@@ -206,6 +284,16 @@ class TorchProblem:
         if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
             return None
         return np.asarray(targets.cpu().numpy(), dtype=np.int64)
+
+    def _evaluated_together(self) -> Iterable[list[int]]:
+        """Clients that have rows, in groups for one pass."""
+        if not self._batched:
+            return ([client] for client, size in enumerate(self.num_examples) if size)
+        rows = self._evaluated
+        return self._grouped(self.num_examples if rows is None else [len(part) for part in rows])
+
+    def _zeros(self) -> Vector:
+        return np.zeros(self.dimension, dtype=np.float32)
 
     def _rows_to_evaluate(self, client: int) -> Examples:
         inputs, targets = self._clients[client]
@@ -402,6 +490,13 @@ def usable_device(name: str) -> torch.device:
             "set device=cpu, or install a build of torch and a driver for your card"
         )
     return torch.device(name)
+
+
+def _stacked(examples: list[Examples]) -> Examples:
+    inputs, targets = zip(*examples, strict=True)
+    if len(examples) == 1:  # as it lies: a copy might be aligned otherwise
+        return inputs[0][None], targets[0][None]
+    return torch.stack(inputs), torch.stack(targets)
 
 
 def _install(places: list[tuple[nn.Module, str]], tensor: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from fedef.recorder import Line
 from sims.partition_command import partition_command
 from sims.reproduce.command import reproduce_command
 from sims.sweeps.command import sweep_command
+
+if TYPE_CHECKING:
+    from sims.run_loop import OpenEngine
 
 app = typer.Typer(
     help="Federated learning with normalized error feedback: clients send top-k corrections, "
@@ -47,18 +50,41 @@ def run(
         Path | None, typer.Option(help="TOML file of settings; KEY=VALUE go before it.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="inline: in this process; flower: flwr run on Flower's Ray backend.")
+        str,
+        typer.Option(
+            help="inline: in this process; ray: on the cores of this machine or of a Ray cluster; "
+            "flower: flwr run on Flower's Ray backend."
+        ),
     ] = "inline",
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. Default: a new one in runs/.")
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the run in this folder (inline); num-rounds= may be raised."),
+        typer.Option(
+            help="Go on with the run in this folder (inline, ray); num-rounds= may be raised."
+        ),
     ] = None,
     checkpoint_every: Annotated[
-        int, typer.Option(min=0, help="Rounds between checkpoints (inline); 0: only at the end.")
+        int,
+        typer.Option(
+            min=0,
+            help="Rounds between checkpoints (inline, ray), which a lost worker's clients repeat; "
+            "0: only at the end.",
+        ),
     ] = 50,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes of the ray engine. Default: one for each core.")
+    ] = None,
+    ray_address: Annotated[
+        str, typer.Option(help="host:port of a Ray cluster, or auto. Default: one for this run.")
+    ] = "",
+    client_resources: Annotated[
+        str, typer.Option(help="What each worker reserves, e.g. num_cpus=1,num_gpus=0.5 (ray).")
+    ] = "",
+    lost_worker: Annotated[
+        str, typer.Option(help="replace: another takes its place; stop: the run ends (ray).")
+    ] = "replace",
 ) -> None:
     r"""Run one configuration and leave a folder with its metrics, summary and model.
 
@@ -67,17 +93,35 @@ def run(
     fedef run problem=polynomial num-clients=1 method=norm-ef21 compressor=top-k k=1 schedule=theory
     fedef run --config my.toml seed=3 --engine flower --out runs/mine
     fedef run --resume runs/mine num-rounds=100
+    fedef run --engine ray --workers 2 problem=digits-mlp num-clients=100 num-rounds=50
 
     'fedef keys' lists all settings. Ctrl-C ends the run after the round and keeps the folder valid.
     """
     given = parse_assignments(settings or [])
-    if engine not in ("inline", "flower"):
-        raise ConfigError(f"engine: must be inline or flower, got {engine!r}")
+    if engine not in ("inline", "ray", "flower"):
+        raise ConfigError(f"engine: must be inline, ray or flower, got {engine!r}")
+    from sims.engines import opener
+
+    open_engine = opener(
+        "inline" if engine == "flower" else engine,
+        workers=workers,
+        ray_address=ray_address,
+        client_resources=client_resources,
+        lost_worker=lost_worker,
+    )
     if resume is not None:
-        summary, folder = _resume(resume, given, engine, config, out, checkpoint_every), resume
+        if set(given) - {"num-rounds"} or config or out:
+            raise ConfigError(
+                "resume: the run keeps its configuration and folder; only num-rounds= may be given"
+            )
+        if engine == "flower":
+            raise ConfigError("resume: works with --engine inline or ray, got 'flower'")
+        summary, folder = _resume(resume, given, engine, open_engine, checkpoint_every), resume
     else:
         values = {**(read_toml(config) if config else {}), **given}
-        summary, folder = _start(Config.from_flat(values), engine, out, checkpoint_every)
+        summary, folder = _start(
+            Config.from_flat(values), engine, open_engine, out, checkpoint_every
+        )
     _show(summary, folder)
     if summary["status"] == "diverged":
         raise typer.Exit(EXIT_DIVERGED)
@@ -150,18 +194,23 @@ app.command("sweep")(sweep_command)
 
 
 def _start(
-    config: Config, engine: str, out: Path | None, checkpoint_every: int
+    config: Config, engine: str, open_engine: OpenEngine, out: Path | None, checkpoint_every: int
 ) -> tuple[Line, Path]:
+    from sims.run_loop import start_run
+
     folder = out or _new_folder(config)
     with _Bar(config.num_rounds) as bar:
         if engine == "flower":
             from sims.flower_run import run_flower
 
             return run_flower(config, folder, on_round=bar.advance), folder
-        from sims.inline_run import run_inline
-
-        summary = run_inline(
-            config, folder, on_round=bar.advance, checkpoint_every=checkpoint_every
+        summary = start_run(
+            config,
+            folder,
+            open_engine=open_engine,
+            name=engine,
+            on_round=bar.advance,
+            checkpoint_every=checkpoint_every,
         )
         return summary, folder
 
@@ -170,24 +219,19 @@ def _resume(
     folder: Path,
     given: dict[str, Any],
     engine: str,
-    config: Path | None,
-    out: Path | None,
+    open_engine: OpenEngine,
     checkpoint_every: int,
 ) -> Line:
     from fedef.run_folder import RunFolder
-    from sims.inline_run import resume_inline
+    from sims.run_loop import resume_run
 
-    if set(given) - {"num-rounds"} or config or out:
-        raise ConfigError(
-            "resume: the run keeps its configuration and folder; only num-rounds= may be given"
-        )
-    if engine != "inline":
-        raise ConfigError(f"resume: works with --engine inline, got {engine!r}")
     before = RunFolder.open(folder)[1]
     wanted = Config.from_flat({**before.to_flat(), **given}).num_rounds
     with _Bar(wanted) as bar:
-        return resume_inline(
+        return resume_run(
             folder,
+            open_engine=open_engine,
+            name=engine,
             num_rounds=wanted,
             on_round=bar.advance,
             checkpoint_every=checkpoint_every,
@@ -280,6 +324,8 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder that was removed meanwhile
         _fail(f"{error}; check the disk and the folder's permissions")
+    except MemoryError as error:
+        _fail(f"not enough memory ({error}); choose fewer clients or a smaller problem")
     except KeyboardInterrupt:
         _err.print("interrupted")
         sys.exit(EXIT_INTERRUPTED)

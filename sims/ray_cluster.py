@@ -1,0 +1,147 @@
+"""A Ray cluster to run on: one of our own for the run, or one that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from fedef.errors import ConfigError, FedefError
+
+CLOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray reserves for one worker."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Resources:
+        """Read ``num_cpus=1,num_gpus=0.5``; what is left out keeps its default.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown or a number is not one that Ray reserves.
+        """
+        values = {"num_cpus": cls.num_cpus, "num_gpus": cls.num_gpus}
+        for part in filter(None, text.replace(" ", "").split(",")):
+            name, _, number = part.partition("=")
+            name = name.replace("-", "_")
+            try:
+                amount = float(number)
+            except ValueError:
+                amount = -1.0
+            if name not in values or not 0 <= amount < 1e6:
+                raise ConfigError(
+                    f"client-resources: got {part!r}; allowed are num_cpus=NUMBER and "
+                    "num_gpus=NUMBER, separated by a comma, e.g. num_cpus=1,num_gpus=0.5"
+                )
+            values[name] = amount
+        return cls(**values)
+
+
+@contextmanager
+def cluster(address: str, resources: Resources, workers: int | None) -> Iterator[int]:
+    """Connect to Ray and yield the number of workers, by default one for each core.
+
+    Parameters
+    ----------
+    address
+        ``host:port`` or ``auto`` for a cluster that was started by ``ray start``; empty: a
+        cluster of our own, which ends with the block. Where this process is connected already
+        (a notebook, a test), that connection is used and left open.
+    resources
+        Of one worker.
+    workers
+        How many are wanted; None: as many as fit.
+
+    Raises
+    ------
+    ConfigError
+        If nothing answers at the address, or the cluster is too small.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers: must be at least 1, got {workers}")
+    if ray.is_initialized():
+        yield _fitting(resources, workers)
+    elif address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"ray-address: no Ray cluster at {address!r} ({reason}); start one with "
+                "'ray start --head --port=6379', or leave the option out"
+            ) from None
+        try:
+            yield _fitting(resources, workers)
+        finally:
+            ray.shutdown()
+    else:
+        with _own(resources, workers):
+            yield _fitting(resources, workers)
+
+
+@contextmanager
+def _own(resources: Resources, workers: int | None) -> Iterator[None]:
+    """A cluster in this machine, its files in a folder that is removed with it."""
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it
+    # Ray puts sockets below the folder, whose paths may have 107 characters: not below TMPDIR.
+    with tempfile.TemporaryDirectory(
+        prefix="fedef-ray-",
+        dir="/tmp",
+        ignore_cleanup_errors=True,
+    ) as folder:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(cores, round((workers or 0) * resources.num_cpus + 0.5)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+        except (ConnectionError, OSError, RuntimeError) as error:
+            raise FedefError(
+                f"Ray did not start ({str(error).strip().partition(chr(10))[0]}); try again, or "
+                "use --engine inline, which gives the same result"
+            ) from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _fitting(resources: Resources, workers: int | None) -> int:
+    """The number of workers, all of which the cluster's nodes can hold at once."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's own
+    room = sum(
+        min(
+            _times(has.get("CPU", 0.0), resources.num_cpus),
+            _times(has.get("GPU", 0.0), resources.num_gpus),
+        )
+        for has in nodes
+    )
+    wanted = workers or min(room, max(1, int(sum(has.get("CPU", 0.0) for has in nodes))))
+    if not 1 <= wanted <= room:
+        raise ConfigError(
+            f"workers: {workers or 1} of them, {resources.num_cpus:g} CPU and "
+            f"{resources.num_gpus:g} GPU each, do not fit into the cluster, which holds {room}; "
+            "give fewer --workers, smaller --client-resources, or add nodes"
+        )
+    return wanted
+
+
+def _times(has: float, needed: float) -> int:
+    return int(has / needed + CLOSE) if needed else 10**6

@@ -116,6 +116,11 @@ class RunFolder:
         """The state's file."""
         return self.path / "checkpoint.fdf"
 
+    @property
+    def model_path(self) -> Path:
+        """The last model's file."""
+        return self.path / "model.safetensors"
+
     def require_checkpoint(self) -> None:
         """Check that there is a checkpoint to go on from.
 
@@ -195,7 +200,7 @@ class RunFolder:
 
     def write_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write model.safetensors."""
-        write_atomically(self.path / "model.safetensors", serialized(arrays))
+        write_atomically(self.model_path, serialized(arrays))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,9 +22,6 @@ from fedef.recorder import Line
 from sims.partition_command import partition_command
 from sims.reproduce.command import reproduce_command
 from sims.sweeps.command import sweep_command
-
-if TYPE_CHECKING:
-    from sims.run_loop import OpenEngine
 
 app = typer.Typer(
     help="Federated learning with normalized error feedback: clients send top-k corrections, "
@@ -98,30 +95,23 @@ def run(
     'fedef keys' lists all settings. Ctrl-C ends the run after the round and keeps the folder valid.
     """
     given = parse_assignments(settings or [])
-    if engine not in ("inline", "ray", "flower"):
-        raise ConfigError(f"engine: must be inline, ray or flower, got {engine!r}")
-    from sims.engines import opener
-
-    open_engine = opener(
-        "inline" if engine == "flower" else engine,
-        workers=workers,
-        ray_address=ray_address,
-        client_resources=client_resources,
-        lost_worker=lost_worker,
-    )
+    ray_options = {
+        "workers": workers,
+        "ray_address": ray_address,
+        "client_resources": client_resources,
+        "lost_worker": lost_worker,
+    }
     if resume is not None:
         if set(given) - {"num-rounds"} or config or out:
             raise ConfigError(
                 "resume: the run keeps its configuration and folder; only num-rounds= may be given"
             )
-        if engine == "flower":
-            raise ConfigError("resume: works with --engine inline or ray, got 'flower'")
-        summary, folder = _resume(resume, given, engine, open_engine, checkpoint_every), resume
+        folder = resume
+        summary = _resume(resume, given, engine, checkpoint_every, ray_options)
     else:
-        values = {**(read_toml(config) if config else {}), **given}
-        summary, folder = _start(
-            Config.from_flat(values), engine, open_engine, out, checkpoint_every
-        )
+        chosen = Config.from_flat({**(read_toml(config) if config else {}), **given})
+        folder = out or _new_folder(chosen)
+        summary = _start(chosen, engine, folder, checkpoint_every, ray_options)
     _show(summary, folder)
     if summary["status"] == "diverged":
         raise typer.Exit(EXIT_DIVERGED)
@@ -194,37 +184,33 @@ app.command("sweep")(sweep_command)
 
 
 def _start(
-    config: Config, engine: str, open_engine: OpenEngine, out: Path | None, checkpoint_every: int
-) -> tuple[Line, Path]:
-    from sims.run_loop import start_run
+    config: Config, engine: str, folder: Path, checkpoint_every: int, ray_options: dict[str, Any]
+) -> Line:
+    from sims.engines import start
 
-    folder = out or _new_folder(config)
     with _Bar(config.num_rounds) as bar:
-        if engine == "flower":
-            from sims.flower_run import run_flower
-
-            return run_flower(config, folder, on_round=bar.advance), folder
-        summary = start_run(
+        return start(
             config,
             folder,
-            open_engine=open_engine,
-            name=engine,
+            engine=engine,
             on_round=bar.advance,
             checkpoint_every=checkpoint_every,
+            **ray_options,
         )
-        return summary, folder
 
 
 def _resume(
     folder: Path,
     given: dict[str, Any],
     engine: str,
-    open_engine: OpenEngine,
     checkpoint_every: int,
+    ray_options: dict[str, Any],
 ) -> Line:
     from fedef.run_folder import RunFolder
+    from sims.engines import opener
     from sims.run_loop import resume_run
 
+    open_engine = opener(engine, **ray_options)
     before = RunFolder.open(folder)[1]
     wanted = Config.from_flat({**before.to_flat(), **given}).num_rounds
     with _Bar(wanted) as bar:

@@ -1,12 +1,56 @@
-"""The engines that keep a run's rounds in this process, by name."""
+"""The engines by name."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from fedef.config import Config
 from fedef.errors import ConfigError
+from fedef.recorder import Line
 from sims.inline_run import open_inline
-from sims.run_loop import OpenEngine
+from sims.run_loop import OnRound, OpenEngine, ignore, start_run
+
+ENGINES = ("inline", "ray", "flower")
 
 LOST_WORKER = ("replace", "stop")
+
+
+def start(
+    config: Config,
+    out: Path,
+    *,
+    engine: str,
+    on_round: OnRound = ignore,
+    checkpoint_every: int = 50,
+    **options: Any,
+) -> Line:
+    """Run a configuration on the engine of that name and return its summary.
+
+    `options` are Ray's, see `opener`; the other arguments are those of `start_run`.
+
+    Raises
+    ------
+    ConfigError
+        If the engine is unknown, or an option, the configuration or the folder cannot be used.
+    FedefError
+        If the run failed.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: must be {', '.join(ENGINES[:-1])} or flower, got {engine!r}")
+    open_engine = opener("inline" if engine == "flower" else engine, **options)
+    if engine == "flower":
+        from sims.flower_run import run_flower
+
+        return run_flower(config, out, on_round=on_round)
+    return start_run(
+        config,
+        out,
+        open_engine=open_engine,
+        name=engine,
+        on_round=on_round,
+        checkpoint_every=checkpoint_every,
+    )
 
 
 def opener(
@@ -36,7 +80,7 @@ def opener(
             raise ConfigError(f"{names}: only the ray engine has it; add --engine ray")
         return open_inline
     if engine != "ray":
-        raise ConfigError(f"engine: must be inline or ray here, got {engine!r}")
+        raise ConfigError(f"engine: must be inline or ray to go on with a run, got {engine!r}")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers: must be at least 1, got {workers}; leave it out for all cores")
     if lost_worker not in LOST_WORKER:

@@ -78,7 +78,7 @@ BAD = {
     "a missing point": ([*FAST, "initial-point=nowhere.npz"], "nowhere.npz"),
     "a missing config": (["--config", "nowhere.toml"], "nowhere.toml"),
     "more clients than samples": (["problem=digits-mlp", "num-clients=5000"], "5000"),
-    "an unknown engine": (["--engine", "outboard"], "engine: must be inline or flower"),
+    "an unknown engine": (["--engine", "outboard"], "engine: must be inline, ray or flower"),
     "no folder to resume": (["--resume", "nowhere"], "resume: 'nowhere' holds no run"),
     "a changed resume": (["--resume", "nowhere", "seed=1"], "only num-rounds= may be given"),
     "a key twice": (["k=1", "seed=0", "k=2"], "k: given twice, as 1 and '2'; keep one"),

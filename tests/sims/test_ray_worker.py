@@ -1,0 +1,116 @@
+"""The Ray engine's parts without Ray: who owns whom, options, a shard that comes back."""
+
+import numpy as np
+import pytest
+
+from fedef.config import Config
+from fedef.errors import ConfigError
+from fedef.experiment import Experiment
+from sims.engine import InlineEngine
+from sims.engines import opener
+from sims.ray_cluster import Resources
+from sims.ray_engine import shards
+from sims.ray_worker import Worker
+
+CONFIG = Config.from_flat(
+    {
+        "problem": "logistic",
+        "data": "synthetic",
+        "num-clients": 5,
+        "partitioner": "iid",
+        "method": "norm-ef21-sgdm",
+        "local-batch-size": 4,
+        "participation": 0.6,
+        "k": 2,
+    }
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 10])
+def test_a_shard_has_at_most_the_mean_and_one_client_more(workers):
+    costs = np.random.default_rng(0).integers(1, 50, size=40).astype(float).tolist()
+    owners = shards(costs, workers)
+    loads = np.bincount(owners, weights=costs, minlength=workers)
+    assert len(owners) == 40
+    assert loads.max() <= sum(costs) / workers + max(costs)
+    assert loads.min() >= loads.max() - max(costs)
+
+
+def test_equal_clients_are_dealt_in_turn():
+    assert shards([1.0] * 6, 3) == [0, 1, 2, 0, 1, 2]
+
+
+def drive(server, workers, rounds, *, log=None):
+    """Rounds of a server and workers that are called directly; client i is of worker i mod 2."""
+    for _ in range(rounds):
+        tasks = server.begin_round()
+        for index, worker in enumerate(workers):
+            mine = [t for t in tasks if t.client % len(workers) == index]
+            call = (
+                tasks[0].round,
+                [(t.client, t.acked, t.digest) for t in mine],
+                tasks[0].model,
+                tasks[0].buffers,
+            )
+            for reply in worker.work(*call):
+                server.receive(reply)
+            if log is not None and index == 1:
+                log.append(call)
+        server.end_round()
+
+
+def started(states=None) -> Worker:
+    worker = Worker()
+    worker.start(Experiment.build, CONFIG, states or {})
+    return worker
+
+
+def test_a_shard_comes_back_from_its_stored_states_and_the_tasks_since():
+    whole = InlineEngine(Experiment.build(CONFIG))
+    for _ in range(12):
+        whole.round()
+    server, workers, log = Experiment.build(CONFIG).server(), [started(), started()], []
+    drive(server, workers, 4)
+    stored = {
+        client: {name: array.copy() for name, array in arrays.items()}
+        for client, arrays in workers[1].states().items()
+    }
+    drive(server, workers, 4, log=log)
+    again = started(stored)
+    for call in log:
+        assert again.repeat(*call) is None
+    drive(server, [workers[0], again], 4)
+    assert server.x.tobytes() == whole.server.x.tobytes()
+    assert server.g.tobytes() == whole.server.g.tobytes()
+    behind = started(stored)
+    with pytest.raises(Exception, match="holds the state of round"):
+        drive(server, [workers[0], behind], 4)
+
+
+def test_resources_are_read():
+    assert Resources.parse("") == Resources(1.0, 0.0)
+    assert Resources.parse("num_gpus=0.5") == Resources(1.0, 0.5)
+    assert Resources.parse("num-cpus=2, num-gpus=1") == Resources(2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["cpus=1", "num_cpus", "num_cpus=two", "num_gpus=-1", "num_cpus=nan"]
+)
+def test_wrong_resources_are_named(text):
+    with pytest.raises(ConfigError, match=f"client-resources: got '{text}'"):
+        Resources.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"engine": "inline", "workers": 2}, "workers: only the ray engine has it"),
+        ({"engine": "inline", "lost_worker": "stop"}, "lost-worker: only the ray engine"),
+        ({"engine": "ray", "workers": 0}, "workers: must be at least 1, got 0"),
+        ({"engine": "ray", "lost_worker": "wait"}, "must be replace or stop, got 'wait'"),
+        ({"engine": "spark"}, "must be inline or ray to go on with a run, got 'spark'"),
+    ],
+)
+def test_wrong_options_say_what_is_allowed(options, text):
+    with pytest.raises(ConfigError, match=text):
+        opener(**options)

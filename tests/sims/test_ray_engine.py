@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ SETTINGS = {
 def one_ray():
     """One local cluster for all tests here: it takes seconds to start."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no tests
     yield
     ray.shutdown()
 
@@ -93,25 +95,30 @@ def test_either_engine_goes_on_with_the_others_run(tmp_path):
     assert contents(tmp_path / "inline first") == contents(tmp_path / "whole")
 
 
-def dying_build(deaths: Path):
-    """An experiment whose client 2 kills its process when a file in the folder says so.
+def disturbed(experiment, before_work):
+    """The experiment, with something that happens before each gradient."""
 
-    A function inside a function, so that Ray sends it by value.
-    """
+    class Disturbed:
+        def __getattr__(self, name):
+            return getattr(experiment.problem, name)
+
+        def local(self, client, *arguments, **options):
+            before_work(client)
+            return experiment.problem.local(client, *arguments, **options)
+
+    return replace(experiment, problem=Disturbed())
+
+
+def dying_build(deaths: Path):
+    """An experiment whose client 2 kills its process when a file in the folder says so."""
 
     def build(configuration):
-        experiment = Experiment.build(configuration)
-        problem = experiment.problem
-        local = problem.local
-
-        def fatal(client, *arguments, **options):
+        def fatal(client):
             for order in deaths.iterdir() if client == 2 else ():
                 order.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return local(client, *arguments, **options)
 
-        problem.local = fatal
-        return experiment
+        return disturbed(Experiment.build(configuration), fatal)
 
     return build
 
@@ -196,13 +203,10 @@ def test_a_worker_that_dies_again_and_again_stops_the_run(tmp_path):
 
 def failing_build(error: Exception):
     def build(configuration):
-        experiment = Experiment.build(configuration)
-
-        def local(client, *arguments, **options):
+        def fail(client):
             raise error
 
-        experiment.problem.local = local
-        return experiment
+        return disturbed(Experiment.build(configuration), fail)
 
     return build
 
@@ -262,10 +266,10 @@ def test_ctrl_c_ends_a_run_with_its_cluster_after_the_round(tmp_path):
 
 
 def test_a_cluster_without_room_says_so(monkeypatch):
-    monkeypatch.setattr(sims.ray_engine, "PLACEMENT_SECONDS", 1.0)
-    with (
-        RaySettings(workers=4).open(Experiment.build(config()), None),
-        pytest.raises(FedefError, match="1 of 1 workers found no place"),
-        RaySettings(workers=1).open(Experiment.build(config()), None),
-    ):
-        pass
+    with RaySettings(workers=4).open(Experiment.build(config()), None):
+        monkeypatch.setattr(sims.ray_engine, "PLACEMENT_SECONDS", 1.0)
+        with (
+            pytest.raises(FedefError, match="1 of 1 workers found no place"),
+            RaySettings(workers=1).open(Experiment.build(config()), None),
+        ):
+            pass

@@ -17,8 +17,8 @@ def save_checkpoint(path: Path, engine: Engine) -> None:
     write_checkpoint(path, checkpoint, run_id=engine.experiment.run_id)
 
 
-def load_checkpoint(path: Path, experiment: Experiment) -> InlineEngine:
-    """Inline engine that goes on where `save_checkpoint` left a run.
+def whole_checkpoint(path: Path, experiment: Experiment) -> Checkpoint:
+    """What `save_checkpoint` left of a run, on whatever engine: the clients' states are there.
 
     Raises
     ------
@@ -32,5 +32,17 @@ def load_checkpoint(path: Path, experiment: Experiment) -> InlineEngine:
             f"resume: the clients of {str(path)!r} keep their own states, on Flower's nodes; "
             "go on there, by flwr run with the key resume"
         )
+    return checkpoint
+
+
+def load_checkpoint(path: Path, experiment: Experiment) -> InlineEngine:
+    """Inline engine that goes on from a checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        As `whole_checkpoint`.
+    """
+    checkpoint = whole_checkpoint(path, experiment)
     clients = {i: ClientState.from_arrays(arrays) for i, arrays in checkpoint.clients.items()}
     return InlineEngine(experiment, server_state=checkpoint.server, client_states=clients)

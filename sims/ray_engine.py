@@ -30,12 +30,13 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from fedef.checkpoint import Checkpoint
 from fedef.errors import FedefError
 from fedef.experiment import Experiment
 from fedef.messages import Reply, Task
 from fedef.server_session import RoundReport, ServerSession
 from fedef.state import Arrays
-from sims.checkpoint import Checkpoint, read_checkpoint
+from sims.checkpoint import whole_checkpoint
 from sims.ray_cluster import Resources, cluster
 from sims.ray_worker import Ask, Build, Worker
 
@@ -261,9 +262,8 @@ class RayEngine:
             ) from None
 
     def _stored(self) -> Checkpoint | None:
-        if self._checkpoint is None:
-            return None
-        return read_checkpoint(self._checkpoint, run_id=self.experiment.run_id)
+        path = self._checkpoint
+        return None if path is None else whole_checkpoint(path, self.experiment)
 
 
 def shards(costs: Sequence[float], workers: int) -> list[int]:

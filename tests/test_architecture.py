@@ -177,7 +177,7 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(tmp_path):
     assert {name.partition("/")[0] for name in files - metadata} == set(PACKAGES)
     assert {name for name in files - metadata if name.endswith(".py")} == set(SOURCES)
     rest = {name for name in files - metadata if not name.endswith(".py")}
-    assert rest == {f"{package}/py.typed" for package in PACKAGES}
+    assert rest == {"sims/heterogeneity.toml", *(f"{package}/py.typed" for package in PACKAGES)}
     assert not [name for name in files if "test" in name]
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert any(name.endswith("entry_points.txt") for name in metadata)

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from fedef.config import Config
+from fedef.config import Config, read_toml
 from fedef.errors import ConfigError
 from sims.sweeps import one_run
 from sims.sweeps.one_run import run_into
-from sims.sweeps.plan import make_plan
+from sims.sweeps.plan import config_of, make_plan
 from sims.sweeps.sweep import run_sweep
 from sims.sweeps.tuning import choose
 
@@ -38,6 +38,7 @@ SMALL = {
         },
     },
 }
+FLAGSHIP = Path(__file__).resolve().parents[2] / "sims" / "heterogeneity.toml"
 TABLES = ("results.parquet", "curves.parquet")
 
 
@@ -113,6 +114,21 @@ def test_a_bad_sweep_says_what_to_do_before_anything_is_run(name, tmp_path):
         run_sweep(source, out=tmp_path / "out", workers=0)
     assert expected in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_flagship_is_what_it_says():
+    plan = make_plan(read_toml(FLAGSHIP))
+    assert len(plan.cells) == 5 * (3 + 3 + 1 + 1)
+    assert len(plan.cells) * (len(plan.tuning.grid) * len(plan.tuning.seeds) + 5) == 400
+    assert len({plan.group(cell) for cell in plan.cells}) == 8
+    gradients = set()
+    for cell in plan.cells:
+        config = config_of(cell, 0, plan.tuning.grid[0])
+        gradients.add(config.num_rounds * config.local_steps * config.local_batch_size)
+        assert config.num_rounds % config.eval_every == 0
+        compressed = "EF21" in cell.columns["method"]
+        assert (cell.columns["k-fraction"] is not None) == compressed
+    assert gradients == {300 * 32}
 
 
 # --- what it leaves ------------------------------------------------------------------------------

@@ -149,7 +149,19 @@ class Config(BaseModel):
     data: str = Field(
         "breast_cancer",
         description="logistic: breast_cancer, synthetic, a LIBSVM file, or its name in data-dir; "
-        "image-* and resnet*: mnist, fashion_mnist or cifar10",
+        "image-* and resnet*: mnist, fashion_mnist, cifar10, FILE.npz or hf:NAME (Hugging Face)",
+    )
+    data_subset: _OptionalText = Field(None, description="hf: the data set's configuration")
+    train_split: str = Field("train", description="hf: split to train on", min_length=1)
+    test_split: _OptionalText = Field("test", description="hf: split to test on; '': none")
+    feature_column: _OptionalText = Field(
+        None, description="hf: column of images or vectors; not set: the plain one"
+    )
+    label_column: _OptionalText = Field(
+        None, description="hf: column of classes; not set: the plain one"
+    )
+    client_column: _OptionalText = Field(
+        None, description="hf: column of natural clients, for partitioner=natural"
     )
     data_dir: _OptionalText = Field(None, description="folder of data files (or FEDEF_DATA)")
     train_examples: Annotated[int, Field(ge=0)] = Field(
@@ -185,8 +197,13 @@ class Config(BaseModel):
         "cpu", description="where networks run; the same seed gives other bits on another device"
     )
     num_clients: _Count = Field(10, description="n")
-    partitioner: Literal["iid", "dirichlet", "pathological", "contiguous", "natural"] = Field(
-        "dirichlet", description="how examples are dealt to clients; natural: by country (dro)"
+    partitioner: Literal[
+        "iid", "dirichlet", "pathological", "contiguous", "natural", "natural-largest"
+    ] = Field(
+        "dirichlet",
+        description="how examples are dealt to clients; natural: by the data's own ones (countries "
+        "of dro, hf, npz), neighbours together where num-clients is fewer; natural-largest: the "
+        "largest of them alone",
     )
     dirichlet_alpha: _Positive = Field(0.1, description="small: each client sees few classes")
     classes_per_client: _Count = Field(2, description="for the pathological partitioner")

@@ -1,9 +1,9 @@
-"""Image sets from npz files: MNIST, Fashion-MNIST and CIFAR-10."""
+"""Image sets: MNIST, Fashion-MNIST and CIFAR-10 from their files, or data of one's own."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedef.class_data import ClassData, frozen
+from fedef.datasets import find_file
 from fedef.errors import ConfigError
+from fedef.hf_data import Columns, hf_data
+from fedef.npz_data import read_npz_data
 from fedef.problems.files import read_npz
 from fedef.randomness import stream
 from fedef.vectors import IntVector
@@ -20,59 +24,70 @@ IMAGE_SETS = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3,
 """Name of each set, which is also its file's without ``.npz``: (channels, height, width)."""
 
 NUM_CLASSES = 10
-"""Of every set."""
+"""Of each of them."""
+
+HUGGING_FACE = "hf:"
+"""What the name of a Hugging Face data set begins with."""
 
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """Images of ten classes, a training set and a test set. The arrays are read-only."""
-
-    train_images: Pixels
-    """(N, C, H, W), 0 to 255."""
-    train_labels: IntVector
-    """(N,) in 0..9."""
-    test_images: Pixels
-    """(M, C, H, W), 0 to 255."""
-    test_labels: IntVector
-    """(M,) in 0..9."""
-
-
 def image_data(
-    name: str, *, data_dir: str | None, seed: int, train_examples: int = 0, test_examples: int = 0
-) -> ImageData:
-    """The set called `name`, or a part of it; the file is read once per process.
+    name: str,
+    *,
+    data_dir: str | None,
+    seed: int,
+    train_examples: int = 0,
+    test_examples: int = 0,
+    columns: Columns = Columns(),  # noqa: B008 - frozen
+) -> ClassData:
+    """The set called `name`, or a part of it; a file is read once per process.
 
     Parameters
     ----------
     name
-        mnist, fashion_mnist or cifar10.
+        mnist, fashion_mnist or cifar10; an npz file of one's own, ``FILE.npz`` (`read_npz_data`);
+        or a Hugging Face data set, ``hf:NAME`` or ``hf:FOLDER`` (`hf_data`).
     data_dir
         Folder of NAME.npz; None: the environment variable FEDEF_DATA.
     seed
         Of the draw of a part. A smaller part is the beginning of a larger one.
     train_examples, test_examples
         Size of the part, drawn uniformly and kept in the order drawn; 0: all, in the file's order.
+    columns
+        Of a Hugging Face data set.
 
     Raises
     ------
     ConfigError
         If there is no such set, its file is missing or unusable, or it is smaller than the part.
     """
-    if name not in IMAGE_SETS:
-        raise ConfigError(
-            f"data: no image set {name!r}; set data= to one of {', '.join(IMAGE_SETS)}"
-        )
-    path = _find(name, data_dir)
-    about = path.stat()
-    whole = _read(name, path, about.st_mtime_ns, about.st_size)
+    whole = _whole(name, data_dir, columns)
     train = _part(len(whole.train_labels), train_examples, seed, "train", name)
     test = _part(len(whole.test_labels), test_examples, seed, "test", name)
-    return ImageData(
-        *(_frozen(array[train]) for array in (whole.train_images, whole.train_labels)),
-        *(_frozen(array[test]) for array in (whole.test_images, whole.test_labels)),
+    return replace(
+        whole,
+        train_images=frozen(whole.train_images[train]),
+        train_labels=frozen(whole.train_labels[train]),
+        test_images=frozen(whole.test_images[test]),
+        test_labels=frozen(whole.test_labels[test]),
+        owners=None if whole.owners is None else frozen(whole.owners[train]),
     )
+
+
+def _whole(name: str, data_dir: str | None, columns: Columns) -> ClassData:
+    if name.startswith(HUGGING_FACE):
+        return hf_data(name.removeprefix(HUGGING_FACE), columns)
+    if name.endswith(".npz"):
+        path = find_file(name, data_dir)
+        return read_npz_data(path, path.stat().st_mtime_ns, path.stat().st_size)
+    if name not in IMAGE_SETS:
+        raise ConfigError(
+            f"data: no image set {name!r}; set data= to one of {', '.join(IMAGE_SETS)}, to an npz "
+            f"file or to {HUGGING_FACE}NAME"
+        )
+    path = _find(name, data_dir)
+    return _read(name, path, path.stat().st_mtime_ns, path.stat().st_size)
 
 
 def _find(name: str, data_dir: str | None) -> Path:
@@ -91,13 +106,13 @@ def _find(name: str, data_dir: str | None) -> Path:
 # Time and size of the file are part of the key, so that a file that changed is read anew. Two
 # sets stay: 0.2 GB for CIFAR-10, 0.06 GB for each of the others.
 @lru_cache(maxsize=2)
-def _read(name: str, path: Path, modified: int, size: int) -> ImageData:
+def _read(name: str, path: Path, modified: int, size: int) -> ClassData:
     pixels = "d" if name == "cifar10" else "x"
     names = [f"{kind}_{part}" for part in ("train", "test") for kind in (pixels, "y")]
     arrays = read_npz("data", str(path), names)
     train = _checked(name, path, "train", *(arrays.pop(key) for key in names[:2]))
     test = _checked(name, path, "test", *(arrays.pop(key) for key in names[2:]))
-    return ImageData(*train, *test)
+    return ClassData(*train, *test)
 
 
 def _checked(
@@ -118,7 +133,7 @@ def _checked(
             f"{NUM_CLASSES - 1}; use the published {name}.npz"
         )
     whole = _undifferenced(images) if name == "cifar10" else images.reshape(-1, channels, *sides)
-    return _frozen(whole), _frozen(labels.astype(np.int64))
+    return frozen(whole), frozen(labels.astype(np.int64))
 
 
 def _undifferenced(differences: Pixels) -> Pixels:
@@ -143,8 +158,3 @@ def _part(available: int, size: int, seed: int, part: str, name: str) -> IntVect
     if size == 0:
         return slice(None)
     return stream(seed, f"{part}-examples").permutation(available)[:size]
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array.flags.writeable = False
-    return array

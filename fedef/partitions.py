@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -28,15 +30,18 @@ def partition(
     dirichlet_alpha: float = 0.1,
     classes_per_client: int = 2,
     min_partition_size: int = 1,
+    owners: IntVector | None = None,
 ) -> tuple[IntVector, ...]:
-    """Deal the examples 0..N-1 to the clients; each example goes to exactly one.
+    """Deal the examples 0..N-1 to the clients; no example goes to two.
 
     A pure function of its arguments. `iid`: near-equal shards of a permutation. `contiguous`:
     near-equal shards in the given order. `dirichlet`: each class is split by proportions drawn from
     Dir(dirichlet_alpha). `pathological`: `classes_per_client` classes each; the first class of
     client i is i modulo the number of classes and the others are drawn, but with fewer clients than
     classes client i holds the classes i, i+1, ..., because drawn ones would leave some class to
-    nobody.
+    nobody. `natural`: an owner's examples stay together; fewer clients than owners get near-equal
+    numbers of neighbouring owners. `natural-largest`: one owner each, those with most examples (of
+    two equal ones the lower), in the order of the owners; alone here, examples are left out.
 
     Parameters
     ----------
@@ -45,7 +50,7 @@ def partition(
     num_clients
         n.
     partitioner
-        iid, contiguous, dirichlet or pathological.
+        iid, contiguous, dirichlet, pathological, natural or natural-largest.
     seed
         The run's seed.
     dirichlet_alpha
@@ -54,6 +59,8 @@ def partition(
         Of `pathological`.
     min_partition_size
         Examples that each client has at least; 0 allows empty clients.
+    owners
+        (N,) int64: the natural client of each example; None: the data know none.
 
     Returns
     -------
@@ -73,7 +80,9 @@ def partition(
     import datasets
 
     datasets.disable_progress_bars()
-    order = np.arange(len(labels))
+    order, owner = np.arange(len(labels)), labels
+    if partitioner.startswith("natural"):
+        order, owner = _natural(owners, num_clients, partitioner)
     if partitioner == "iid":
         order = stream(seed, "partition").permutation(len(labels))
     dealer = _dealer(
@@ -86,9 +95,10 @@ def partition(
         classes_per_client=classes_per_client,
         min_partition_size=min_partition_size,
     )
-    dealer.dataset = datasets.Dataset.from_dict({"idx": order, "label": labels[order]})
+    columns = {"idx": order, "label": labels[order], "owner": owner}
+    dealer.dataset = datasets.Dataset.from_dict(columns)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # a progress bar of its own
             warnings.simplefilter("ignore")  # a retry of the Dirichlet draw; its failure is raised
             shards = [dealer.load_partition(client) for client in range(num_clients)]
     except ValueError as error:
@@ -112,7 +122,9 @@ def partition(
     return parts
 
 
-def partition_for(config: Config, labels: IntVector) -> tuple[IntVector, ...]:
+def partition_for(
+    config: Config, labels: IntVector, owners: IntVector | None = None
+) -> tuple[IntVector, ...]:
     """`partition` with the settings of `config`."""
     return partition(
         labels,
@@ -122,7 +134,34 @@ def partition_for(config: Config, labels: IntVector) -> tuple[IntVector, ...]:
         dirichlet_alpha=config.dirichlet_alpha,
         classes_per_client=config.classes_per_client,
         min_partition_size=config.min_partition_size,
+        owners=owners,
     )
+
+
+def _natural(
+    owners: IntVector | None, num_clients: int, partitioner: str
+) -> tuple[IntVector, IntVector]:
+    """Examples that are dealt, and the client of each."""
+    if owners is None:
+        raise ConfigError(
+            f"partition: partitioner={partitioner} needs data that know their clients (countries "
+            "of problem=dro, client-column of hf:, client_train of an npz file); use another one"
+        )
+    found, sizes = np.unique(owners, return_counts=True)
+    if num_clients > len(found):
+        raise ConfigError(
+            f"partition: num-clients={num_clients} is more than the {len(found)} natural clients "
+            f"of the data; use at most {len(found)}, or another partitioner"
+        )
+    client = np.full(int(found[-1]) + 1, -1, dtype=np.int64)
+    if partitioner == "natural":
+        for number, group in enumerate(np.array_split(found, num_clients)):
+            client[group] = number
+    else:
+        largest = np.argsort(-sizes, kind="stable")[:num_clients]
+        client[np.sort(found[largest])] = np.arange(num_clients)
+    order = np.flatnonzero(client[owners] >= 0)
+    return order, client[owners[order]]
 
 
 def _dealer(
@@ -139,6 +178,7 @@ def _dealer(
     from flwr_datasets.partitioner import (
         DirichletPartitioner,
         IidPartitioner,
+        NaturalIdPartitioner,
         PathologicalPartitioner,
         SizePartitioner,
     )
@@ -162,6 +202,8 @@ def _dealer(
             ),
             seed=seed,
         ),
+        "natural": lambda: NaturalIdPartitioner("owner"),
+        "natural-largest": lambda: NaturalIdPartitioner("owner"),
     }
     if partitioner not in rows:
         raise ConfigError(f"partition: unknown partitioner {partitioner!r}; one of {list(rows)}")

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-ImageShape = tuple[int, int, int]
-"""(channels, height, width)."""
+from fedef.errors import ConfigError
+
+Shape = tuple[int, ...]
+"""(channels, height, width) of images, (d,) of vectors."""
 Norm = Callable[[int], nn.Module]
 """A normalization layer for a number of channels."""
 Shortcut = Literal["pad", "projection"]
@@ -30,24 +33,24 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(GROUPS, channels)
 
 
-def softmax(shape: ImageShape, classes: int = 10) -> nn.Module:
-    """Linear scores of the pixels; d = 7850 for 28x28 grey images and ten classes."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), classes))
+def softmax(shape: Shape, classes: int = 10) -> nn.Module:
+    """Linear scores of pixels or of a vector; d = 7850 for 28x28 grey images and ten classes."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), classes))
 
 
-def mlp(shape: ImageShape, classes: int = 10, *, hidden: int = 128) -> nn.Module:
+def mlp(shape: Shape, classes: int = 10, *, hidden: int = 128) -> nn.Module:
     """One hidden layer; d = 101,770 for 28x28 grey images, ten classes and `hidden` = 128."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(_size(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        nn.Flatten(), nn.Linear(prod(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes)
     )
 
 
-def cnn(shape: ImageShape, classes: int = 10) -> nn.Module:
+def cnn(shape: Shape, classes: int = 10) -> nn.Module:
     """Two 5x5 convolutions to 16 and 32 channels, each with a 2x2 maximum; no normalization.
 
     d = 28,938 for 28x28 grey images and 34,538 for 32x32 colour images, ten classes.
     """
-    channels, height, width = shape
+    channels, height, width = images_only(shape)
     return nn.Sequential(
         nn.Conv2d(channels, 16, 5, padding=2),
         nn.ReLU(),
@@ -60,23 +63,25 @@ def cnn(shape: ImageShape, classes: int = 10) -> nn.Module:
     )
 
 
-def resnet20(shape: ImageShape, classes: int = 10, *, norm: Norm = nn.BatchNorm2d) -> nn.Module:
+def resnet20(shape: Shape, classes: int = 10, *, norm: Norm = nn.BatchNorm2d) -> nn.Module:
     """ResNet-20: 3 stages of 3 blocks with 16, 32, 64 channels, shortcut option A.
 
     Colour images, ten classes: d = 269,722 in 59 arrays; 1,376 floating-point buffers with batch
     norm, none with `group_norm`.
     """
-    return _ResNet(shape[0], classes, widths=(16, 32, 64), blocks=3, norm=norm, shortcut="pad")
+    channels, _, _ = images_only(shape)
+    return _ResNet(channels, classes, widths=(16, 32, 64), blocks=3, norm=norm, shortcut="pad")
 
 
-def resnet18(shape: ImageShape, classes: int = 10, *, norm: Norm = nn.BatchNorm2d) -> nn.Module:
+def resnet18(shape: Shape, classes: int = 10, *, norm: Norm = nn.BatchNorm2d) -> nn.Module:
     """ResNet-18 for small images: 3x3 stem, no max-pooling, shortcut option B.
 
     Colour images, ten classes: d = 11,173,962 in 62 arrays; 9,600 floating-point buffers with
     batch norm.
     """
+    channels, _, _ = images_only(shape)
     widths = (64, 128, 256, 512)
-    return _ResNet(shape[0], classes, widths=widths, blocks=2, norm=norm, shortcut="projection")
+    return _ResNet(channels, classes, widths=widths, blocks=2, norm=norm, shortcut="projection")
 
 
 class _ResNet(nn.Module):
@@ -157,6 +162,17 @@ def _conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
 
 
-def _size(shape: ImageShape) -> int:
-    channels, height, width = shape
-    return channels * height * width
+def images_only(shape: Shape) -> tuple[int, int, int]:
+    """(channels, height, width) of images with at least 4 pixels a side.
+
+    Raises
+    ------
+    ConfigError
+        If the shape is another.
+    """
+    if len(shape) != 3 or min(shape[1:]) < 4:
+        raise ConfigError(
+            f"data: convolutions need images of at least 4x4 pixels, got shape {shape}; use "
+            "problem=image-softmax or image-mlp"
+        )
+    return shape[0], shape[1], shape[2]

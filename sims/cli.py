@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedef import ensure_ours
-from fedef.config import Config, parse_assignments, read_toml
+from fedef.config import Config, read_toml
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
 from sims.partition_command import partition_command
 from sims.reproduce.command import reproduce_command
+from sims.settings import DataDir, read_settings
 from sims.sweeps.command import sweep_command
 
 app = typer.Typer(
@@ -82,6 +83,7 @@ def run(
     lost_worker: Annotated[
         str, typer.Option(help="replace: another takes its place; stop: the run ends (ray).")
     ] = "replace",
+    data_dir: DataDir = None,
 ) -> None:
     r"""Run one configuration and leave a folder with its metrics, summary and model.
 
@@ -94,7 +96,7 @@ def run(
 
     'fedef keys' lists all settings. Ctrl-C ends the run after the round and keeps the folder valid.
     """
-    given = parse_assignments(settings or [])
+    given = read_settings(settings, data_dir)
     ray_options = {
         "workers": workers,
         "ray_address": ray_address,
@@ -138,6 +140,7 @@ def theory(
     ] = None,
     eps: Annotated[float, typer.Option(help="Accuracy that iteration counts are for.")] = 1e-2,
     lower_bound: Annotated[float, typer.Option(help="A number that f never goes below.")] = 0.0,
+    data_dir: DataDir = None,
 ) -> None:
     r"""What the theorems say about a problem and a compressor: constants, steps, bounds.
 
@@ -146,7 +149,7 @@ def theory(
     """
     from sims.theory_table import describe
 
-    config = Config.from_flat(parse_assignments(settings or []))
+    config = Config.from_flat(read_settings(settings, data_dir))
     experiment = Experiment.build(config)
     rows = describe(
         experiment.problem,

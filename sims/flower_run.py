@@ -12,6 +12,7 @@ from typing import Any
 from fedef.config import OUT_KEY, Config
 from fedef.errors import FedefError
 from fedef.experiment import Experiment
+from fedef.image_data import HUGGING_FACE
 from fedef.recorder import Line
 from fedef.run_folder import RunFolder
 from sims.flower_engine import flwr_run, write_app
@@ -94,4 +95,7 @@ def _with_absolute_paths(config: Config) -> Config:
         flat["data-dir"] = str(Path(folder).resolve())
     if flat["data"] not in _EMBEDDED and Path(str(flat["data"])).is_file():
         flat["data"] = str(Path(str(flat["data"])).resolve())
+    before, _, folder = str(flat["data"]).partition(HUGGING_FACE)
+    if not before and Path(folder).is_dir():
+        flat["data"] = HUGGING_FACE + str(Path(folder).resolve())
     return Config.from_flat(flat)

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedef.config import Config, parse_assignments, read_toml
+from fedef.config import Config, read_toml
 from fedef.experiment import Experiment
+from sims.settings import DataDir, read_settings
 
 _out = Console()
 _MOST_ROWS = 30
@@ -28,6 +29,7 @@ def partition_command(
     out: Annotated[Path, typer.Option(help="The picture; its numbers go beside it as CSV.")] = Path(
         "partition.png"
     ),
+    data_dir: DataDir = None,
 ) -> None:
     r"""Show who holds what: a table here, a picture in a file. Nothing is trained.
 
@@ -42,7 +44,7 @@ def partition_command(
     from sims.page.drawing import png
     from sims.partition_picture import Dealt, picture
 
-    values = {**(read_toml(config) if config else {}), **parse_assignments(settings or [])}
+    values = {**(read_toml(config) if config else {}), **read_settings(settings, data_dir)}
     dealt = Dealt.of(Experiment.build(Config.from_flat(values)))
     heading, *rows = dealt.rows()
     out.parent.mkdir(parents=True, exist_ok=True)

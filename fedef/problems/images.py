@@ -1,4 +1,4 @@
-"""Image sets and their networks: softmax, perceptron, CNN and residual networks."""
+"""Images or vectors with classes, and networks for them: softmax, perceptron, CNN, residual."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedef import torch_models
+from fedef.class_data import ClassData
 from fedef.config import Config
 from fedef.errors import ConfigError
-from fedef.image_data import IMAGE_SETS, NUM_CLASSES, image_data
+from fedef.hf_data import Columns
+from fedef.image_data import HUGGING_FACE, IMAGE_SETS, image_data
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point
 from fedef.problems.torch_problem import TorchProblem
@@ -30,8 +33,8 @@ _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 class Network:
     """A network and what it costs."""
 
-    make: Callable[[torch_models.ImageShape, int], nn.Module]
-    """Of (channels, height, width) and the number of classes."""
+    make: Callable[[torch_models.Shape, int], nn.Module]
+    """Of an example's shape and the number of classes."""
     rows_at_once: int
     """Rows of a pass that can be split; part of the bits, since it orders a sum."""
     batch_norm: bool = False
@@ -54,7 +57,8 @@ NETWORKS = {
 def build(config: Config) -> TorchProblem:
     """Mean cross-entropy on the client's images, pixels in [0, 1]; accuracy on the set's test part.
 
-    No augmentation. The images stay bytes in memory and become numbers as they enter the network.
+    No augmentation. Bytes stay bytes in memory and become numbers as they enter the network; other
+    numbers enter it as they are. softmax and mlp take vectors as well.
 
     Raises
     ------
@@ -69,21 +73,37 @@ def build(config: Config) -> TorchProblem:
         seed=config.seed,
         train_examples=config.train_examples,
         test_examples=config.test_examples,
+        columns=Columns(
+            feature=config.feature_column,
+            label=config.label_column,
+            client=config.client_column,
+            train=config.train_split,
+            test=config.test_split or "",
+            subset=config.data_subset,
+        ),
     )
-    parts = partition_for(config, data.train_labels)
+    if config.normalize and (data.shape[0] != 3 or data.train_images.dtype != np.uint8):
+        raise ConfigError(
+            f"normalize: ImageNet's mean and deviation are those of colour bytes, data="
+            f"{config.data} is {'grey' if data.shape[0] == 1 else 'something else'}; set "
+            "normalize=false"
+        )
+    parts = partition_for(config, data.train_labels, data.owners)
     sizes = [len(part) for part in parts]
     network = NETWORKS[config.problem]
     if network.batch_norm:
         _check_batches(config, max(sizes))
     return TorchProblem(
         config.problem,
-        module=partial(_module, config),
+        module=partial(_module, config, data),
         loss=nn.functional.cross_entropy,
         clients=[
             (torch.from_numpy(data.train_images[part]), torch.from_numpy(data.train_labels[part]))
             for part in parts
         ],
-        test=(torch.tensor(data.test_images), torch.tensor(data.test_labels)),
+        test=(torch.tensor(data.test_images), torch.tensor(data.test_labels))
+        if len(data.test_labels)
+        else None,
         seed=config.seed,
         batched=config.batched,
         x0=None if config.initial_point is None else read_initial_point(config.initial_point),
@@ -115,10 +135,11 @@ def evaluation_rows(sizes: Sequence[int], total: int, *, seed: int) -> list[IntV
     ]
 
 
-def _module(config: Config) -> nn.Module:
-    """The network, which takes bytes; its parameters keep their own names."""
-    module = NETWORKS[config.problem].make(IMAGE_SETS[config.data], NUM_CLASSES)
-    module.register_forward_pre_hook(_normalized if config.normalize else _scaled)
+def _module(config: Config, data: ClassData) -> nn.Module:
+    """The network, which takes bytes where the data are; its parameters keep their own names."""
+    module = NETWORKS[config.problem].make(data.shape, data.num_classes)
+    if data.train_images.dtype == np.uint8:
+        module.register_forward_pre_hook(_normalized if config.normalize else _scaled)
     return module
 
 
@@ -140,15 +161,11 @@ def _check_keys(config: Config) -> None:
             f"instance: {config.problem} takes none, got {config.instance!r}; "
             "use problem=polynomial or problem=logistic"
         )
-    if config.data not in IMAGE_SETS:
+    own = config.data.startswith(HUGGING_FACE) or config.data.endswith(".npz")
+    if config.data not in IMAGE_SETS and not own:
         raise ConfigError(
             f"data: problem={config.problem} needs images, got {config.data!r}; set data= to one "
-            f"of {', '.join(IMAGE_SETS)}"
-        )
-    if config.normalize and IMAGE_SETS[config.data][0] != len(_IMAGENET_MEAN):
-        raise ConfigError(
-            f"normalize: ImageNet's mean and deviation are those of colours, data={config.data} "
-            "is grey; set normalize=false"
+            f"of {', '.join(IMAGE_SETS)}, to an npz file or to {HUGGING_FACE}NAME"
         )
 
 

@@ -48,6 +48,18 @@ def test_a_run_prints_its_result_and_leaves_a_folder(tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 5
 
 
+def test_the_folder_of_data_may_be_an_option(tmp_path, called):
+    np.savez(tmp_path / "own.npz", x_train=np.eye(8), y_train=np.arange(8) % 2)
+    settings = ["problem=image-softmax", "data=own.npz", "num-clients=2", "num-rounds=1"]
+    dealt = [*settings, "partitioner=iid"]
+    assert called("run", *dealt, "--data-dir", tmp_path, "--out", tmp_path / "run")[0] == 0
+    _, config = RunFolder.open(tmp_path / "run")
+    assert config.data_dir == str(tmp_path)
+    status, message = called("run", *dealt, "data-dir=here", "--data-dir", tmp_path)
+    assert status == 1
+    assert "data-dir: given twice, as 'here' and --data-dir" in message
+
+
 def test_settings_come_from_a_file_and_the_line_goes_before_it(tmp_path, called):
     (tmp_path / "my.toml").write_text('problem = "polynomial"\nnum-clients = 1\nnum-rounds = 9\n')
     status, _ = called(

@@ -18,8 +18,8 @@ def reproduce_command(
         list[str] | None,
         typer.Argument(
             metavar="[STUDY]...",
-            help="polynomial, smoothness, logistic, phase-retrieval, dro, resnet20 "
-            "or all (the default).",
+            help="polynomial, smoothness, logistic, phase-retrieval, dro, fair, "
+            "resnet20 or all (the default).",
         ),
     ] = None,
     quick: Annotated[

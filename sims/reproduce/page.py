@@ -160,9 +160,9 @@ def _matrix(comparison: Comparison) -> str:
 def _cell(check: Check) -> str:
     symbol, kind = {True: ("✓", "yes"), False: ("✗", "no"), None: ("", "none")}[check.agrees]
     word = {True: "agrees", False: "does not agree", None: "not judged"}[check.agrees]
-    return (
-        f'<span class="verdict {kind}" title="{word}">{symbol}</span> {escape(check.ours)}'
-        f'<br><span class="soft">printed {escape(check.printed)}</span>'
+    printed = f'<br><span class="soft">printed {escape(check.printed)}</span>'
+    return f'<span class="verdict {kind}" title="{word}">{symbol}</span> {escape(check.ours)}' + (
+        printed if check.printed else ""
     )
 
 

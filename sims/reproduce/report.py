@@ -11,7 +11,7 @@ from typing import Any
 
 from fedef.errors import ConfigError
 from fedef.run_folder import environment
-from sims.reproduce import dro, logistic, phase_retrieval, polynomial, resnet20, smoothness
+from sims.reproduce import dro, fair, logistic, phase_retrieval, polynomial, resnet20, smoothness
 from sims.reproduce.figures import png
 from sims.reproduce.page import render
 from sims.reproduce.study import Panel, Settings, Study
@@ -22,6 +22,7 @@ STUDIES: dict[str, Callable[[Settings], Study]] = {
     "logistic": logistic.study,
     "phase-retrieval": phase_retrieval.study,
     "dro": dro.study,
+    "fair": fair.study,
     "resnet20": resnet20.study,
 }
 """By name, in the order of the page."""

@@ -25,7 +25,17 @@ from sims.fair_protocol import (
 )
 from sims.ian_loop import Settings as Constants
 from sims.ian_loop import arena
-from sims.reproduce.study import Comparison, Curve, Finding, Panel, Settings, Study, numerus, of
+from sims.reproduce.study import (
+    IAN,
+    Comparison,
+    Curve,
+    Finding,
+    Panel,
+    Settings,
+    Study,
+    numerus,
+    of,
+)
 from sims.reproduce.verdict import Check
 
 _LEVEL = 0.05
@@ -85,6 +95,7 @@ def study(settings: Settings, *, extent: Extent | None = None) -> Study:
     tuning = f"{TUNING_SEEDS.start} to {TUNING_SEEDS.start + extent.tuning_seeds - 1}"
     return Study(
         name="fair",
+        paper=IAN,
         title="The fair protocol",
         about="Phase retrieval and DRO again, every method tuned alike: the same powers β (1 and "
         f"2/3), {grid} settings for each (steps, and thresholds, momenta or periods), chosen by "

@@ -21,6 +21,7 @@ from fedef.vectors import Vector
 from sims.reproduce.one_row import follow_rows
 from sims.reproduce.runs import experiment_on, follow, thinned
 from sims.reproduce.study import (
+    UNIT,
     Comparison,
     Curve,
     Finding,
@@ -160,6 +161,7 @@ def study(settings: Settings, *, rows: tuple[Row, ...] = ROWS) -> Study:
     n = "; ".join(f"{label}: n = {count}" for label, count in starts.items())
     return Study(
         name="logistic",
+        paper=UNIT,
         title="Nonconvex logistic regression, one row per client",
         about="fᵢ(x) = log(1+exp(−bᵢaᵢᵀx)) + 0.1 Σ xⱼ²/(1+xⱼ²), one data row per client, top-k, "
         "start x⁰ ~ N(0, I): EF21 with its theory step against ‖EF21‖ with 1/√(K+1) "

@@ -7,7 +7,7 @@ from html import escape
 
 from sims.page.shell import document
 from sims.reproduce.figures import svg
-from sims.reproduce.study import Comparison, Panel, Study
+from sims.reproduce.study import IAN, UNIT, Comparison, Panel, Study
 from sims.reproduce.verdict import Check
 
 _STYLE = """
@@ -62,9 +62,22 @@ def render(
     return document("fedef: reproduction", body, style=_STYLE)
 
 
+def balance(studies: Sequence[Study]) -> str:
+    """Count the statements that hold, that do not, and that were not judged."""
+    verdicts = [finding.holds for study in studies for finding in study.findings]
+    text = (
+        f"Of {len(verdicts)} statements {verdicts.count(True)} hold and "
+        f"{verdicts.count(False)} do not"
+    )
+    open_ = verdicts.count(None)
+    return text + (f"; {open_} could not be judged." if open_ else ".")
+
+
 def tally(checks: Sequence[Check]) -> str:
     """``12 of 14 printed numbers agree``; those that are only shown are not counted."""
     judged = [check for check in checks if check.agrees is not None]
+    if not judged:
+        return "nothing printed to compare with"
     agreeing = sum(check.agrees is True for check in judged)
     return f"{agreeing} of {len(judged)} printed numbers agree"
 
@@ -81,27 +94,37 @@ def _head(studies: Sequence[Study], quick: bool) -> str:
         "<p>Error feedback with normalized steps (‖EF21‖, arXiv:2410.16871) and independent "
         "normalization (IAN-SGD, arXiv:2410.14054): every method here is run by fedef from the "
         "published settings, and each number that a paper prints, or that this project's "
-        "specification measured before this code existed, stands beside ours.</p>"
+        "specification measured before this code existed, stands beside ours. A fair protocol "
+        "follows: all methods tuned alike, on other seeds.</p>"
         f'<p class="soft">{mode} “Agrees” follows the rule in the caption of its table. Diverged '
         "runs are counted and shown, never dropped.</p>"
-        f"<nav>{links}</nav></header>"
+        f'<nav><a href="#verdicts">What holds</a>{links}</nav></header>'
     )
 
 
 def _verdicts(studies: Sequence[Study], not_run: Mapping[str, str]) -> str:
-    parts = ["<section><h2>What holds and what does not</h2>"]
-    for study in studies:
-        items = "".join(
-            f"<li>{_mark(f.holds, 'holds', 'does not hold')} {escape(f.text)}</li>"
-            for f in study.findings
-        )
-        parts.append(
-            f"<h3>{escape(study.title)}</h3>"
-            f'<p class="soft">{escape(tally(study.checks))}</p><ul class="findings">{items}</ul>'
-        )
+    parts = ['<section id="verdicts"><h2>What holds and what does not</h2>']
+    for paper in sorted({study.paper for study in studies}, key=_order):
+        mine = [study for study in studies if study.paper == paper]
+        parts.append(f"<h3>{escape(paper or 'Estimates of this project')}</h3>")
+        parts.append(f"<p>{escape(balance(mine))}</p>")
+        for study in mine:
+            items = "".join(
+                f"<li>{_mark(f.holds, 'holds', 'does not hold')} {escape(f.text)}</li>"
+                for f in study.findings
+            )
+            parts.append(
+                f'<h4><a href="#{study.name}">{escape(study.title)}</a> '
+                f'<span class="soft">{escape(tally(study.checks))}</span></h4>'
+                f'<ul class="findings">{items}</ul>'
+            )
     for name, reason in not_run.items():
         parts.append(f"<h3>{escape(name)}</h3><p>Not run: {escape(reason)}</p>")
     return "".join(parts) + "</section>"
+
+
+def _order(paper: str) -> int:
+    return (UNIT, IAN, "").index(paper)
 
 
 def _section(study: Study, seconds: float | None) -> str:

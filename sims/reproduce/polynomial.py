@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims.reproduce.runs import experiment_on, follow, squared_gradient, thinned
-from sims.reproduce.study import Comparison, Curve, Finding, Panel, Settings, Study, numerus, of
+from sims.reproduce.study import (
+    UNIT,
+    Comparison,
+    Curve,
+    Finding,
+    Panel,
+    Settings,
+    Study,
+    numerus,
+    of,
+)
 from sims.reproduce.verdict import Check, all_inside
 
 TARGET = 1e-4
@@ -107,6 +117,7 @@ def study(settings: Settings, *, rows: tuple[Row, ...] = ROWS) -> Study:
     n = numerus(len(seeds), "seed", "seeds")
     return Study(
         name="polynomial",
+        paper=UNIT,
         title="Polynomial with (L0, L1)-smooth gradient",
         about="f(x) = Σ aⱼxⱼ⁴ + λ Σ xⱼ²/(1+xⱼ²) in d = 4 with L0 = 4, one client, top-1, start "
         "near (20, 20, 20, 20) (arXiv:2410.16871, App. G.1). Who brings ‖∇f‖² below 10⁻⁴ first?",

@@ -12,7 +12,7 @@ from fedef.server_session import Diverged
 from fedef.threads import single_threaded
 from sims.engine import InlineEngine
 from sims.reproduce.runs import experiment_on
-from sims.reproduce.study import Comparison, Curve, Finding, Panel, Settings, Study
+from sims.reproduce.study import UNIT, Comparison, Curve, Finding, Panel, Settings, Study
 from sims.reproduce.verdict import Check
 
 _DIMENSION = "269722"
@@ -70,6 +70,7 @@ def study(settings: Settings, *, size: Size | None = None) -> Study:
     extent = f"{size.rounds} rounds, minibatch {size.batch} per client, {images}"
     return Study(
         name="resnet20",
+        paper=UNIT,
         title="ResNet-20 on CIFAR-10",
         about="Five clients, batch norm, no augmentation, constant step γ = 5, top-k with k = 2700 "
         "≈ 0.01 d, dense first message (arXiv:2410.16871, App. G.2). The paper runs 7800 rounds "

@@ -101,11 +101,17 @@ class Study:
     settings: tuple[str, ...]
     """What a reader needs to run it again."""
     notes: tuple[str, ...] = field(default=())
+    paper: str = ""
+    """Whose claims the findings judge; '' for none."""
 
     @property
     def checks(self) -> tuple[Check, ...]:
         """Of all comparisons."""
         return tuple(check for comparison in self.comparisons for check in comparison.checks)
+
+
+UNIT = "Error feedback with normalized steps, ‖EF21‖ (arXiv:2410.16871)"
+IAN = "Independent normalization, IAN-SGD (arXiv:2410.14054)"
 
 
 def spread(values: Sequence[float], digits: int = 3, *, scientific: bool = False) -> str:

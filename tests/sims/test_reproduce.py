@@ -20,9 +20,19 @@ from sims.reproduce import dro, logistic, phase_retrieval, polynomial, report, r
 from sims.reproduce.command import reproduce_command
 from sims.reproduce.loops import Loop, Runs, figure_check, mean_check
 from sims.reproduce.one_row import follow_rows, top_k_rows
-from sims.reproduce.page import render, tally
+from sims.reproduce.page import balance, render, tally
 from sims.reproduce.runs import experiment_on, follow, squared_gradient, thinned
-from sims.reproduce.study import Comparison, Curve, Finding, Panel, Settings, Study, spread
+from sims.reproduce.study import (
+    IAN,
+    UNIT,
+    Comparison,
+    Curve,
+    Finding,
+    Panel,
+    Settings,
+    Study,
+    spread,
+)
 from sims.reproduce.verdict import (
     Check,
     all_inside,
@@ -418,9 +428,20 @@ def test_the_page_says_what_does_not_hold_and_what_was_not_run():
     assert "Full run." in text
 
 
+def test_statements_are_counted_by_paper():
+    studies = [replace(made_study("one"), paper=IAN), replace(made_study("two"), paper=UNIT)]
+    text = render(studies, quick=True, not_run={}, seconds={}, environment={})
+    assert text.count("Of 3 statements 1 hold and 1 do not; 1 could not be judged.") == 2
+    assert text.index(UNIT) < text.index(IAN)
+    assert balance([*studies, made_study("three")]) == (
+        "Of 9 statements 3 hold and 3 do not; 3 could not be judged."
+    )
+
+
 def test_the_tally_counts_what_was_judged():
     checks = made_study(agrees=(True, True, False, None)).comparisons[0].checks
     assert tally(checks) == "2 of 3 printed numbers agree"
+    assert tally(checks[3:]) == "nothing printed to compare with"
 
 
 def test_the_same_study_gives_the_same_page(tmp_path):

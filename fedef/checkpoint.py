@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from fedef.durable import read_arrays, write_arrays
 from fedef.errors import ConfigError
+from fedef.experiment import Experiment
+from fedef.packing import packed, unpacked
+from fedef.problems.base import Problem
 from fedef.state import Arrays, ServerState
+
+_OF_THE_RUN = {"id", "weights", "token"}
 
 
 @dataclass(frozen=True)
@@ -28,42 +34,69 @@ class Checkpoint:
     """(n,) weights that the clients themselves told; empty: the experiment's."""
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run_id: int) -> None:
+def write_checkpoint(path: Path, checkpoint: Checkpoint, *, experiment: Experiment) -> None:
     """Write it, atomically and with a checksum; it is on the disk when this returns."""
     arrays = _prefixed("server", checkpoint.server.to_arrays())
-    arrays["run/id"] = np.array([run_id], dtype=np.int64)
+    arrays["run/id"] = np.array([experiment.run_id], dtype=np.int64)
+    arrays |= _prefixed("data", _data_facts(experiment.problem))
     arrays["run/weights"] = np.array(checkpoint.weights, dtype=np.float64)
     arrays["run/token"] = np.frombuffer(json.dumps(checkpoint.token).encode(), dtype=np.uint8)
-    for client, state in sorted(checkpoint.clients.items()):
-        arrays |= _prefixed(f"client-{client}", dict(state))
+    arrays |= _prefixed("client", packed(checkpoint.clients))
     write_arrays(path, arrays)
 
 
-def read_checkpoint(path: Path, *, run_id: int) -> Checkpoint:
+def read_checkpoint(path: Path, *, experiment: Experiment) -> Checkpoint:
     """What `write_checkpoint` wrote.
 
     Raises
     ------
     ConfigError
-        If the file is missing or corrupt, or belongs to another run.
+        If the file is missing or corrupt, or belongs to another run or other data.
     """
     parts: dict[str, Arrays] = {}
     for name, array in read_arrays(path).items():
         owner, _, part = name.partition("/")
         parts.setdefault(owner, {})[part] = array
-    run = parts.pop("run", {})
-    complete = run.keys() >= {"id", "weights", "token"} and "server" in parts
-    if not complete or run["id"].tolist() != [run_id]:
+    run = parts.get("run", {})
+    complete = parts.keys() >= {"server", "client", "data"} and run.keys() >= _OF_THE_RUN
+    if not complete or run["id"].tolist() != [experiment.run_id]:
         raise ConfigError(
             f"state file {str(path)!r} belongs to another configuration than the folder's "
             "config.toml; restore both from the same run"
         )
+    _require_same_data(path, parts["data"], _data_facts(experiment.problem))
     return Checkpoint(
-        server=ServerState.from_arrays(parts.pop("server")),
-        clients={int(owner.removeprefix("client-")): arrays for owner, arrays in parts.items()},
+        server=ServerState.from_arrays(parts["server"]),
+        clients=unpacked(parts["client"]),
         token=json.loads(run["token"].tobytes()),
         weights=tuple(run["weights"].tolist()),
     )
+
+
+def _data_facts(problem: Problem) -> Arrays:
+    """What tells other data behind the same configuration: a file that was changed, say."""
+    start = problem.initial_point()
+    return {
+        "num_examples": np.array(problem.num_examples, dtype=np.int64),
+        "x0_sha256": np.frombuffer(sha256(start.tobytes()).digest(), dtype=np.uint8),
+    }
+
+
+def _require_same_data(path: Path, stored: Arrays, found: Arrays) -> None:
+    if stored.keys() != found.keys() or not np.array_equal(stored["x0_sha256"], found["x0_sha256"]):
+        raise ConfigError(
+            f"state file {str(path)!r} is of a run with another initial point: the data files, or "
+            "the file of initial-point, are not those that the run began with; restore them"
+        )
+    before, now = stored["num_examples"], found["num_examples"]
+    if not np.array_equal(before, now):
+        size = min(before.size, now.size)
+        first = int(np.argmax(np.append(before[:size] != now[:size], True)))
+        raise ConfigError(
+            f"state file {str(path)!r} is of a run on other data: it had {before.size} clients "
+            f"with {before.sum()} examples, now there are {now.size} with {now.sum()}, and client "
+            f"{first} is the first that differs; restore the data files that the run began with"
+        )
 
 
 def _prefixed(owner: str, arrays: Arrays) -> Arrays:

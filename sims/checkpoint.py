@@ -14,7 +14,7 @@ from sims.engine import Engine, InlineEngine
 def save_checkpoint(path: Path, engine: Engine) -> None:
     """Write server and clients, atomically and with a checksum."""
     checkpoint = Checkpoint(engine.server.state, dict(engine.client_arrays()))
-    write_checkpoint(path, checkpoint, run_id=engine.experiment.run_id)
+    write_checkpoint(path, checkpoint, experiment=engine.experiment)
 
 
 def whole_checkpoint(path: Path, experiment: Experiment) -> Checkpoint:
@@ -26,7 +26,7 @@ def whole_checkpoint(path: Path, experiment: Experiment) -> Checkpoint:
         If the file is missing or corrupt, belongs to another run, or its clients keep their own
         states, as they do on Flower.
     """
-    checkpoint = read_checkpoint(path, run_id=experiment.run_id)
+    checkpoint = read_checkpoint(path, experiment=experiment)
     if checkpoint.token:
         raise ConfigError(
             f"resume: the clients of {str(path)!r} keep their own states, on Flower's nodes; "

@@ -42,7 +42,7 @@ class DurableFederation:
         self._path = folder / "checkpoint.fdf"
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            self._checkpoint = read_checkpoint(self._path, run_id=experiment.run_id)
+            self._checkpoint = read_checkpoint(self._path, experiment=experiment)
         else:
             self._checkpoint = Checkpoint(experiment.server().state, token=token)
         self.server: ServerSession = experiment.server(state=self._checkpoint.server)
@@ -59,7 +59,7 @@ class DurableFederation:
                 self.server.receive(reply)
         report = self.server.end_round()
         now = replace(self._checkpoint, server=self.server.state)
-        write_checkpoint(self._path, now, run_id=self._experiment.run_id)
+        write_checkpoint(self._path, now, experiment=self._experiment)
         return report
 
     def answer(self, task: Task) -> Reply:

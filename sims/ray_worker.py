@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from threadpoolctl import threadpool_limits
 
 from fedef.client_session import ClientSession
+from fedef.cohort import work_of
 from fedef.config import Config
 from fedef.experiment import Experiment
 from fedef.messages import Reply, Task
@@ -43,12 +44,12 @@ class Worker:
 
     def work(self, round: int, asks: Sequence[Ask], model: bytes, buffers: bytes) -> list[Reply]:
         """The shard's replies of a round."""
-        work = [
-            self._client(client).work(
-                Task(self._experiment.run_id, client, round, acked, digest, model, buffers)
-            )
+        run_id = self._experiment.run_id
+        asked = [
+            (self._client(client), Task(run_id, client, round, acked, digest, model, buffers))
             for client, acked, digest in asks
         ]
+        work = list(work_of(self._experiment, asked))
         return [self._client(done.task.client).answer(done) for done in work]
 
     def repeat(self, round: int, asks: Sequence[Ask], model: bytes, buffers: bytes) -> None:

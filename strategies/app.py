@@ -61,7 +61,7 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
     def save(session: ServerSession) -> None:
         folder.sync_rounds()
         now = replace(checkpoint, server=session.state, weights=session.weights)
-        write_checkpoint(folder.checkpoint_path, now, run_id=experiment.run_id)
+        write_checkpoint(folder.checkpoint_path, now, experiment=experiment)
 
     def on_round(report: RoundReport, session: ServerSession, envelope: int) -> None:
         recorder.round_ended(report, session, envelope_bytes=envelope)
@@ -96,13 +96,13 @@ def _opened(experiment: Experiment, out: Path, service: Service) -> tuple[RunFol
         folder, before = RunFolder.open(Path(service.resume))
         require_same_run(folder, before, experiment.config)
         folder.require_checkpoint()
-        checkpoint = read_checkpoint(folder.checkpoint_path, run_id=experiment.run_id)
+        checkpoint = read_checkpoint(folder.checkpoint_path, experiment=experiment)
         cut_back(folder, experiment.config, checkpoint.server.round)
         return folder, checkpoint
     folder = RunFolder.create(out, experiment.config, engine="flower")
     checkpoint = Checkpoint(experiment.server().state, token=secrets.token_hex(16))
     if service.server_checkpoint_every:
-        write_checkpoint(folder.checkpoint_path, checkpoint, run_id=experiment.run_id)
+        write_checkpoint(folder.checkpoint_path, checkpoint, experiment=experiment)
     return folder, checkpoint
 
 

@@ -196,6 +196,28 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
         resume_inline(tmp_path / "run", num_rounds=6)
 
 
+LIBSVM = {"problem": "logistic", "num_clients": 3, "partitioner": "contiguous", "k": 1}
+ROWS = "".join(f"{'+1' if row % 2 else '-1'} 1:{row / 9} 2:1\n" for row in range(9))
+OTHER_DATA = {
+    "one row less": ("\n".join(ROWS.splitlines()[1:]), "it had 3 clients with 9 .*3 with 8"),
+    "another dimension": (ROWS.replace("2:1", "2:1 3:1"), "another initial point"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_a_run_does_not_go_on_with_other_data(tmp_path, name):
+    """The configuration names a file, and somebody changes what is in it."""
+    changed, message = OTHER_DATA[name]
+    path = tmp_path / "data"
+    path.write_text(ROWS)
+    run_inline(config(num_rounds=3, data=str(path), **LIBSVM), tmp_path / "run")
+    path.write_text(changed)
+    with pytest.raises(ConfigError, match=message):
+        resume_inline(tmp_path / "run", num_rounds=6)
+    path.write_text(ROWS)
+    assert resume_inline(tmp_path / "run", num_rounds=6)["rounds"] == 6
+
+
 def test_a_horizon_cannot_be_moved(tmp_path):
     run_inline(config(num_rounds=3, schedule="horizon"), tmp_path / "run")
     with pytest.raises(ConfigError, match="schedule=horizon"):

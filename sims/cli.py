@@ -20,6 +20,7 @@ from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
 from sims.partition_command import partition_command
+from sims.report.command import report_command
 from sims.reproduce.command import reproduce_command
 from sims.settings import DataDir, read_settings
 from sims.sweeps.command import sweep_command
@@ -184,6 +185,7 @@ def bench(
 app.command("reproduce")(reproduce_command)
 app.command("partition")(partition_command)
 app.command("sweep")(sweep_command)
+app.command("report")(report_command)
 
 
 def _start(

@@ -1,0 +1,193 @@
+"""From folders to the page with its figures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fedef.config import Config
+from fedef.errors import ConfigError, FedefError
+from fedef.experiment import Experiment
+from sims.page.drawing import png, svg
+from sims.partition_picture import Dealt, picture
+from sims.report import tables
+from sims.report.charts import Chart, drawing
+from sims.report.figures import convergence, over_heterogeneity, sensitivity
+from sims.report.groups import Groups, group
+from sims.report.page import Figure, Section, render
+from sims.report.runs import Material, read
+
+
+def build(folders: list[Path], out: Path, *, title: str = "", partitions: bool = True) -> Path:
+    """Write ``index.html`` and ``figures/*.png`` and ``*.csv`` into `out`; return the page.
+
+    Parameters
+    ----------
+    folders
+        Of runs and sweeps.
+    title
+        Of the page; empty: the folders' names.
+    partitions
+        Whether to deal the data again and draw it; needs the data.
+
+    Raises
+    ------
+    ConfigError
+        If a folder holds neither a run nor a sweep, or `out` cannot be written.
+    """
+    material = read(folders)
+    groups = group(material)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        sections = _sections(material, groups, out / "figures", partitions=partitions)
+        page = out / "index.html"
+        page.write_text(
+            render(
+                title or f"Report on {' and '.join(material.sources)}",
+                _lead(material, groups),
+                _facts(material, groups),
+                groups,
+                sections,
+            ),
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"out: cannot write to {str(out)!r}: {error.strerror}; choose another folder"
+        ) from None
+    return page
+
+
+def _sections(
+    material: Material, groups: Groups, files: Path, *, partitions: bool
+) -> list[Section]:
+    conditions = range(len(groups.conditions))
+    rounds = [
+        _drawn(chart, files, condition=condition)
+        for condition in conditions
+        for chart in convergence(groups, condition)
+    ]
+    finals = [_drawn(chart, files, choice=chart.x_label) for chart in over_heterogeneity(groups)]
+    tried = [
+        _drawn(chart, files, condition=condition)
+        for condition in conditions
+        for chart in sensitivity(groups, condition, material.tuned)
+    ]
+    lost = tables.lost_runs(material, groups)
+    varying, common = tables.configurations(material)
+    return [
+        Section(
+            "convergence",
+            "Convergence",
+            "Each metric against rounds and against the bytes that the clients really sent.",
+            tuple(rounds),
+        ),
+        Section(
+            "results",
+            "Final results",
+            "What each method reached, and what it cost.",
+            tables=tuple((tables.results(groups, c), c) for c in conditions),
+        ),
+        Section(
+            "heterogeneity",
+            "Heterogeneity",
+            "How different the clients were, configured and measured, and what that did to the "
+            "final results.",
+            tuple(finals),
+            ((tables.heterogeneity(groups), None),),
+        ),
+        Section(
+            "sensitivity",
+            "Sensitivity to what was tuned",
+            "How the final results of the tuning runs depend on the value tried.",
+            tuple(tried),
+        ),
+        Section(
+            "partitions",
+            "Partitions",
+            "Who holds what, dealt again from the configuration of the first seed.",
+            tuple(_partitions(groups, files)) if partitions else (),
+        ),
+        Section(
+            "lost",
+            "Runs that did not end well",
+            "Counted and shown, never dropped.",
+            tables=() if lost is None else ((lost, None),),
+        ),
+        Section(
+            "configuration",
+            "Configuration",
+            "What a reader needs to run it again; each run's folder holds its own, complete.",
+            tables=((varying, None), (common, None)) if varying.rows else ((common, None),),
+        ),
+        Section(
+            "environment",
+            "Environment",
+            "Where it ran.",
+            tables=((tables.environments(material), None),),
+        ),
+    ]
+
+
+def _drawn(chart: Chart, files: Path, *, condition: int | None = None, choice: str = "") -> Figure:
+    (files / f"{chart.name}.png").write_bytes(png(drawing(chart, legend=True)))
+    _write_csv(files / f"{chart.name}.csv", chart.rows())
+    shown = svg(drawing(chart, legend=False), name=chart.name, label=chart.alt)
+    return Figure(chart.name, shown, chart.caption, condition, choice)
+
+
+def _partitions(groups: Groups, files: Path) -> Iterator[Figure]:
+    for condition in range(len(groups.conditions)):
+        run = groups.of_condition(condition)[0].runs[0] if groups.of_condition(condition) else None
+        if run is None:
+            continue
+        name = f"c{condition}-partition"
+        try:
+            dealt = Dealt.of(Experiment.build(Config.from_flat(run.config)))
+        except FedefError as error:
+            yield Figure(name, "", f"Not drawn: {error}", condition)
+            continue
+        draw = picture(dealt)
+        (files / f"{name}.png").write_bytes(png(draw))
+        _write_csv(files / f"{name}.csv", dealt.rows())
+        label = f"Partition of {dealt.name}: {dealt.summary}"
+        yield Figure(name, svg(draw, name=name, label=label), f"{dealt.summary}.", condition)
+
+
+def _write_csv(path: Path, rows: Iterable[list[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _lead(material: Material, groups: Groups) -> str:
+    problems = dict.fromkeys(
+        f"{run.config['problem']} ({run.config['num-clients']} clients)" for run in material.runs
+    )
+    seeds = dict.fromkeys(run.seed for run in material.runs)
+    text = (
+        f"{len(groups.series)} method{'s' * (len(groups.series) > 1)} on {', '.join(problems)}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+    )
+    if len(groups.conditions) > 1:
+        text += f", under {len(groups.conditions)} conditions"
+    if material.tuned:
+        text += f"; {', '.join(material.tuned)} tuned on seeds of their own, on one grid for all"
+    return text + ". Methods and conditions are switched on and off below."
+
+
+def _facts(material: Material, groups: Groups) -> list[tuple[str, str, bool]]:
+    runs = material.runs
+    diverged = sum(run.status == "diverged" for run in runs)
+    failed = sum(run.status in ("failed", "killed") for run in runs)
+    seeds = sorted({len(cell.runs) for cell in groups.cells})
+    megabytes = sum(run.numbers.get("uplink-bytes", 0) for run in runs) / 1e6
+    return [
+        (str(len(runs)), "runs reported", False),
+        (str(len(groups.cells)), "methods × conditions", False),
+        (" to ".join(dict.fromkeys([str(seeds[0]), str(seeds[-1])])), "seeds each", False),
+        (str(diverged), "diverged", diverged > 0),
+        (str(failed), "failed", failed > 0),
+        (str(len(material.tuning)), "tuning runs", False),
+        (f"{megabytes:,.3g} MB", "uplink in all", False),
+    ]

@@ -44,7 +44,7 @@ def build(folders: list[Path], out: Path, *, title: str = "", partitions: bool =
         page = out / "index.html"
         page.write_text(
             render(
-                title or f"Report on {' and '.join(material.sources)}",
+                title or f"Report: {', '.join(material.sources)}",
                 _lead(material, groups),
                 _facts(material, groups),
                 groups,
@@ -99,7 +99,7 @@ def _sections(
         ),
         Section(
             "sensitivity",
-            "Sensitivity to what was tuned",
+            "Sensitivity",
             "How the final results of the tuning runs depend on the value tried.",
             tuple(tried),
         ),

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sims.page.drawing import LIGHT, Draw
 from sims.report.groups import Series
@@ -28,7 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _MARKS_PER_CURVE = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """A series in a chart."""
 
@@ -90,7 +92,8 @@ def drawing(chart: Chart, *, legend: bool) -> Draw:
 
 
 def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
-    figure = Figure(figsize=(4.6, 3.7), layout="constrained")
+    # Points stand three in a row on the page, curves two.
+    figure = Figure(figsize=(3.7, 3.1) if chart.points else (4.6, 3.7), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -117,11 +120,8 @@ def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
             )
     if not chart.log_x:
         axes.locator_params(axis="x", nbins=6)
-    if chart.log_y and high is not None and low is not None and high < 12 * low:
-        # About a decade: plain numbers instead of powers of ten.
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="minor", labelsize=8.5)
+    for axis in [axes.xaxis] * chart.log_x + [axes.yaxis] * chart.log_y:
+        _plain_numbers(axis)
     axes.set_title(chart.title, loc="left", fontsize=11)
     axes.grid(alpha=0.2, color=ink, linewidth=0.5)
     if legend:
@@ -136,6 +136,20 @@ def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
     return figure
 
 
+def _plain_numbers(axis: Axis) -> None:
+    """0.01, 0.1, 1 instead of powers of ten; 2 and 5 between them where that leaves few ticks."""
+    low, high = sorted(axis.get_view_interval())
+    decades = np.log10(high / low)
+    if not 1e-5 <= low < high <= 1e7 or decades > 6:
+        return
+    axis.set_major_formatter("{x:g}")
+    if decades > 2.2:
+        axis.set_minor_formatter(NullFormatter())
+        return
+    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0) if decades > 0.7 else tuple(range(2, 10))))
+    axis.set_minor_formatter("{x:g}")
+
+
 def _line(axes: Axes, chart: Chart, line: Line) -> None:
     look = line.series
     color, mark = LIGHT[look.color], f"s{look.index}"
@@ -146,8 +160,9 @@ def _line(axes: Axes, chart: Chart, line: Line) -> None:
         "label": look.label,
     }
     if chart.points:
-        axes.plot(line.x, line.y, linewidth=1.3, markersize=5, gid=f"{mark}-mean", **shown)
-        for number, (x, low, high) in enumerate(zip(line.x, line.low, line.high, strict=True)):
+        places = _beside(chart, line)
+        axes.plot(places, line.y, linewidth=1.3, markersize=5, gid=f"{mark}-mean", **shown)
+        for number, (x, low, high) in enumerate(zip(places, line.low, line.high, strict=True)):
             if np.isfinite(low):
                 axes.plot([x, x], [low, high], color=color, lw=1.3, gid=f"{mark}-bar{number}")
     else:
@@ -170,6 +185,15 @@ def _line(axes: Axes, chart: Chart, line: Line) -> None:
     for number, (x, y) in enumerate(line.lost):
         axes.plot(x, y, color=color, linewidth=0.8, alpha=0.7, gid=f"{mark}-lost{number}")
         axes.plot(x[-1:], y[-1:], "x", color=color, markersize=7, gid=f"{mark}-end{number}")
+
+
+def _beside(chart: Chart, line: Line) -> Values:
+    """X moved by up to 2 % of the axis, so that equal x do not hide each other's intervals."""
+    every = np.concatenate([other.x for other in chart.lines])
+    share = 0.04 * (chart.lines.index(line) / max(1, len(chart.lines) - 1) - 0.5)
+    if chart.log_x:
+        return np.asarray(line.x * (every.max() / every.min()) ** share)
+    return np.asarray(line.x + np.ptp(every) * share)
 
 
 def _limits(chart: Chart) -> tuple[float | None, float | None]:

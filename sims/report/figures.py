@@ -119,6 +119,8 @@ def sensitivity(groups: Groups, condition: int, tuned: Sequence[str]) -> tuple[C
     cells = [cell for cell in groups.tuning if cell.condition == condition]
     charts = []
     for key in tuned:
+        if not all(isinstance(run.config[key], int | float) for c in cells for run in c.runs):
+            continue
         for metric in METRICS:
             lines = usable(
                 [_tried(groups.series[cell.series], cell, key, metric) for cell in cells]
@@ -131,7 +133,7 @@ def sensitivity(groups: Groups, condition: int, tuned: Sequence[str]) -> tuple[C
                     _title(f"final {metric.label}", groups, condition),
                     key,
                     lines,
-                    f"Tuning runs, on seeds of their own. {_seeds(lines)}."
+                    f"Tuning runs, on seeds of their own. {_seeds(lines, 'range')}."
                     + (" × at the upper edge: a run that diverged." if _pinned(lines) else ""),
                     log_x=True,
                     log_y=metric.log and _positive(lines),
@@ -175,7 +177,7 @@ def _tried(series: Series, cell: Cell, key: str, metric: Metric) -> Line | None:
         part = Cell(cell.condition, cell.series, tuple(runs))
         values = part.values(metric.final)
         if len(values):
-            rows.append((value, *t_interval(values), len(values)))
+            rows.append((value, values.mean(), values.min(), values.max(), len(values)))
         if len(part.compared) < len(runs):
             pinned.append(value)
     if not rows:
@@ -203,12 +205,12 @@ def _positive(lines: Sequence[Line]) -> bool:
     return bool(len(values) and (values > 0).all())
 
 
-def _seeds(lines: Sequence[Line]) -> str:
+def _seeds(lines: Sequence[Line], kind: str = "95 % t interval") -> str:
     counts = sorted({line.n for line in lines if line.n})
     if counts == [1]:
         return "One seed each, so no interval"
     shown = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]])) if counts else "0"
-    return f"Mean and 95 % t interval of n = {shown} paired seeds"
+    return f"Mean and {kind} of n = {shown} paired seeds"
 
 
 def _lost(cells: Iterable[Cell]) -> str:

@@ -85,7 +85,9 @@ def group(material: Material) -> Groups:
     series_of = {
         id(run): (
             name_of[id(run)],
-            ", ".join(_said(run, key) for key in further if run.config[key] != ""),
+            ", ".join(
+                _said(run, key) for key in further[name_of[id(run)]] if run.config[key] != ""
+            ),
         )
         for run in every
     }
@@ -121,16 +123,15 @@ def _name(run: Run) -> str:
 
 def _further(
     runs: Sequence[Run], name_of: dict[int, str], varying: Iterable[str]
-) -> tuple[str, ...]:
-    """Varying keys that the names do not say yet."""
-    found = []
-    for key in sorted(varying):
-        values: dict[str, set[str]] = {}
-        for run in runs:
-            values.setdefault(name_of[id(run)], set()).add(repr(run.config.get(key)))
-        if any(len(of_name) > 1 for of_name in values.values()):
-            found.append(key)
-    return tuple(found)
+) -> dict[str, tuple[str, ...]]:
+    """By name: the varying keys that it does not say."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in dict.fromkeys(name_of.values()):
+        named = [run for run in runs if name_of[id(run)] == name]
+        found[name] = tuple(
+            key for key in sorted(varying) if len({repr(r.config.get(key)) for r in named}) > 1
+        )
+    return found
 
 
 def _said(run: Run, key: str) -> str:

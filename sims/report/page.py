@@ -40,6 +40,8 @@ padding:.5rem .8rem;color:var(--soft);font-size:.83rem;line-height:1.35}
 .facts b{display:block;color:var(--ink);font-size:1.3rem;font-weight:600;line-height:1.3}
 .facts .bad b{color:var(--no)}
 .figures{grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr))}
+.figures:has(figure:nth-child(3n)):is(#heterogeneity *,#sensitivity *){
+grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr))}
 section{scroll-margin-top:7rem}
 .scroll{overflow-x:auto;max-width:100%}
 .scroll:focus-visible{outline:2px solid var(--accent)}
@@ -56,6 +58,8 @@ footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem}
 .facts{grid-template-columns:repeat(3,1fr);gap:7px}.facts li{padding:.35rem .55rem}
 .facts b{font-size:1.1rem}
 .controls .chips{flex-wrap:nowrap;overflow-x:auto;padding:3px}
+.figures:has(figure:nth-child(3n)):is(#heterogeneity *,#sensitivity *){
+grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr))}
 section{scroll-margin-top:8rem}
 .scroll caption{max-width:calc(100vw - 28px)}
 }

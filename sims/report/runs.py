@@ -39,6 +39,8 @@ class Run:
     """Names of a sweep's combinations by their axis."""
     tuning: bool = False
     """Whether it only helped to choose a step size."""
+    edge: bool = False
+    """Whether the step size in use is at an end of the grid that was tried."""
 
     @property
     def seed(self) -> int:
@@ -63,7 +65,7 @@ class Material:
     environments: tuple[Mapping[str, Any], ...]
     """Different ones, in the order in which they are met."""
     sources: tuple[str, ...]
-    """Names of the folders."""
+    """Names of the sweeps, else of the folders."""
 
 
 def read(folders: Sequence[Path]) -> Material:
@@ -76,11 +78,13 @@ def read(folders: Sequence[Path]) -> Material:
     """
     runs: list[Run] = []
     tuned: list[str] = []
+    names: list[str] = []
     places: list[Path] = []
     for folder in folders:
         for place in _places(folder):
             if (place / _SWEEP).is_file():
-                of_sweep, keys = _read_sweep(place)
+                of_sweep, keys, name = _read_sweep(place)
+                names.append(name)
                 runs += of_sweep
                 tuned += keys
                 places += [place / "runs" / run.name for run in of_sweep]
@@ -97,7 +101,7 @@ def read(folders: Sequence[Path]) -> Material:
         tuple(run for run in runs if run.tuning),
         tuple(dict.fromkeys(tuned)),
         _environments(places),
-        tuple(folder.name or str(folder) for folder in folders),
+        tuple(dict.fromkeys(names)) or tuple(folder.resolve().name for folder in folders),
     )
 
 
@@ -142,7 +146,7 @@ def _read_run(path: Path) -> Run:
     )
 
 
-def _read_sweep(path: Path) -> tuple[list[Run], list[str]]:
+def _read_sweep(path: Path) -> tuple[list[Run], list[str], str]:
     about = _json(path / _SWEEP)
     try:
         results = pd.read_parquet(path / _RESULTS)
@@ -166,14 +170,14 @@ def _read_sweep(path: Path) -> tuple[list[Run], list[str]]:
                 _curves(of_run.get(row["run"], none)),
                 error="" if pd.isna(row["error"]) else str(row["error"]),
                 axes={
-                    axis: str(row[axis])
-                    for axis in about["axes"]
-                    if axis not in config or str(row[axis]) != str(config[axis])
+                    axis: str(row[axis]) for axis in about["axes"] if row[axis] != config.get(axis)
                 },
                 tuning=row["phase"] == "tune",
+                edge=row["edge"] is True,
             )
         )
-    return runs, list(about["tune"]["grid"]) if about["tune"] else []
+    grid = about["tune"]["grid"] if about["tune"] else []
+    return runs, [key for point in grid for key in point], str(about["name"])
 
 
 def _curves(lines: pd.DataFrame) -> dict[str, Values]:

@@ -167,7 +167,8 @@ def _mean(cell: Cell, name: str, scale: float, form: str, *, interval: bool = Tr
 
 
 def _steps(cell: Cell) -> str:
-    return ", ".join(dict.fromkeys(_shown(run.config["step-size"]) for run in cell.runs))
+    steps = ", ".join(dict.fromkeys(_shown(run.config["step-size"]) for run in cell.runs))
+    return steps + " (an end of its grid)" * any(run.edge for run in cell.runs)
 
 
 def _range(runs: Sequence[Run], name: str, form: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedef.errors import ConfigError
+from fedef.randomness import stream
 from fedef.vectors import IntVector, is_finite
 
 Features = NDArray[Any]
@@ -98,6 +99,24 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
     """The same array, read-only."""
     array.flags.writeable = False
     return array
+
+
+def drawn_part(available: int, size: int, seed: int, part: str, name: str) -> IntVector | slice:
+    """Rows of a part of `size`, in the order drawn from the stream of `part`; 0: all.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer.
+    """
+    if size > available:
+        raise ConfigError(
+            f"{part}-examples: {name} has {available}, got {size}; use at most {available}, or 0 "
+            "for all"
+        )
+    if size == 0:
+        return slice(None)
+    return stream(seed, f"{part}-examples").permutation(available)[:size]
 
 
 def _checked(

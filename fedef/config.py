@@ -143,13 +143,16 @@ class Config(BaseModel):
         "resnet20",
         "resnet20-gn",
         "resnet18",
+        "char-gru",
+        "char-lstm",
     ] = Field("digits-mlp", description="what is minimized")
     l0: _Positive = Field(4.0, description="L0 of the polynomial")
     l1: _Positive = Field(1.0, description="L1 of the polynomial")
     data: str = Field(
         "breast_cancer",
         description="logistic: breast_cancer, synthetic, a LIBSVM file, or its name in data-dir; "
-        "image-* and resnet*: mnist, fashion_mnist, cifar10, FILE.npz or hf:NAME (Hugging Face)",
+        "image-* and resnet*: mnist, fashion_mnist, cifar10, FILE.npz or hf:NAME (Hugging Face); "
+        "char-*: shakespeare or FILE.jsonl",
     )
     data_subset: _OptionalText = Field(None, description="hf: the data set's configuration")
     train_split: str = Field("train", description="hf: split to train on", min_length=1)
@@ -202,8 +205,8 @@ class Config(BaseModel):
     ] = Field(
         "dirichlet",
         description="how examples are dealt to clients; natural: by the data's own ones (countries "
-        "of dro, hf, npz), neighbours together where num-clients is fewer; natural-largest: the "
-        "largest of them alone",
+        "of dro, speakers, hf, npz), neighbours together where num-clients is fewer; "
+        "natural-largest: the largest of them alone",
     )
     dirichlet_alpha: _Positive = Field(0.1, description="small: each client sees few classes")
     classes_per_client: _Count = Field(2, description="for the pathological partitioner")

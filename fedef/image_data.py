@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedef.class_data import ClassData, frozen
+from fedef.class_data import ClassData, drawn_part, frozen
 from fedef.datasets import find_file
 from fedef.errors import ConfigError
 from fedef.hf_data import Columns, hf_data
 from fedef.npz_data import read_npz_data
 from fedef.problems.files import read_npz
-from fedef.randomness import stream
 from fedef.vectors import IntVector
 
 IMAGE_SETS = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -63,8 +62,8 @@ def image_data(
         If there is no such set, its file is missing or unusable, or it is smaller than the part.
     """
     whole = _whole(name, data_dir, columns)
-    train = _part(len(whole.train_labels), train_examples, seed, "train", name)
-    test = _part(len(whole.test_labels), test_examples, seed, "test", name)
+    train = drawn_part(len(whole.train_labels), train_examples, seed, "train", name)
+    test = drawn_part(len(whole.test_labels), test_examples, seed, "test", name)
     return replace(
         whole,
         train_images=frozen(whole.train_images[train]),
@@ -147,14 +146,3 @@ def _undifferenced(differences: Pixels) -> Pixels:
     pixels[:, 0] += pixels[:, 1]
     pixels[:, 2] += pixels[:, 1]
     return pixels
-
-
-def _part(available: int, size: int, seed: int, part: str, name: str) -> IntVector | slice:
-    if size > available:
-        raise ConfigError(
-            f"{part}-examples: {name} has {available}, got {size}; use at most {available}, or 0 "
-            "for all"
-        )
-    if size == 0:
-        return slice(None)
-    return stream(seed, f"{part}-examples").permutation(available)[:size]

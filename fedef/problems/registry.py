@@ -19,7 +19,7 @@ def build_problem(config: Config) -> Problem:
         If a file is missing or unusable, or the data cannot be dealt to num-clients clients.
     """
     builder = _BUILDERS[config.problem]
-    if config.device != "cpu" and builder not in (_digits, _images):
+    if config.device != "cpu" and builder not in (_digits, _images, _characters):
         raise ConfigError(
             f"device: problem={config.problem} is NumPy's and runs on the CPU, got "
             f"{config.device!r}; set device=cpu"
@@ -40,6 +40,12 @@ def _images(config: Config) -> Problem:
     return images.build(config)
 
 
+def _characters(config: Config) -> Problem:
+    from fedef.problems import characters
+
+    return characters.build(config)
+
+
 _BUILDERS: dict[str, Callable[[Config], Problem]] = {
     "polynomial": polynomial.build,
     "logistic": logistic.build,
@@ -53,4 +59,6 @@ _BUILDERS: dict[str, Callable[[Config], Problem]] = {
     "resnet20": _images,
     "resnet20-gn": _images,
     "resnet18": _images,
+    "char-gru": _characters,
+    "char-lstm": _characters,
 }

@@ -99,3 +99,20 @@ class Spider:
         result = oracle(x, rows)
         v = memory["v"] + result.gradient - oracle(memory["x"], rows).gradient
         return Estimate(v.copy(), {"v": v, "x": x}, result, 2, rows)
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """S <- S + grad f_i(x^k): EF21 of it is the error feedback of Seide et al. (2014).
+
+    With h_i the sum of all that was sent, S - h_i is the error e_i that they carry over, and
+    C(S - h_i) = C(e_i + grad f_i(x^k)) is what they send. `IncrementStep` is the server's side.
+    """
+
+    def __call__(
+        self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
+    ) -> Estimate:
+        """Add the gradient on the round's rows."""
+        result = oracle(x, rows)
+        total = memory["v"] + result.gradient if "v" in memory else result.gradient
+        return Estimate(total.copy(), {"v": total}, result, 1, rows)

@@ -182,3 +182,24 @@ class AdaGradNormStep:
         b = float(np.sqrt(squares[0]))
         direction = moment.g / b if b > 0.0 else moment.g
         return Step(server_step(moment.x, direction, step_size=gamma), gamma, {"squares": squares})
+
+
+@dataclass(frozen=True)
+class IncrementStep:
+    """x <- x - gamma_k (g^k - g^{k-1}), g^{-1} = 0, for clients that send running sums.
+
+    Then g^k - g^{k-1} is the mean of what was sent in this round: the error feedback of Seide et
+    al. (2014).
+    """
+
+    schedule: Schedule
+
+    def init(self, x: Vector) -> Arrays:
+        """Nothing was applied yet."""
+        return {"g": np.zeros(x.size)}
+
+    def step(self, memory: Arrays, moment: Moment) -> Step:
+        """One step along what is new."""
+        gamma = self.schedule(moment.k)
+        moved = server_step(moment.x, moment.g - memory["g"], step_size=gamma)
+        return Step(moved, gamma, {"g": moment.g})

@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.M | re.S)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 PROGRAMS = [text for kind, text in BLOCKS if kind == "python"]
-LOOP, *APP = PROGRAMS
+LOOP, LIBRARY, *APP = PROGRAMS
 
 
 def test_make_commands_are_those_that_ci_runs():
@@ -75,8 +75,9 @@ def test_the_command_that_needs_data_runs(tmp_path, data_dir):
     ]
 
 
-def test_the_training_loop_runs():
-    result = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True)
+@pytest.mark.parametrize("program", [LOOP, LIBRARY], ids=["loop", "library"])
+def test_the_programs_run(program):
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 

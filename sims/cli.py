@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -187,6 +188,68 @@ app.command("partition")(partition_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)
 
+edge = typer.Typer(
+    help="Real clients: Flower's SuperLink and SuperNodes over gRPC, with TLS and node keys.",
+    no_args_is_help=True,
+)
+app.add_typer(edge, name="edge")
+
+
+@edge.command("init")
+def edge_init(
+    folder: Annotated[Path, typer.Argument(help="A new folder for certificates and keys.")],
+    nodes: Annotated[int, typer.Option(help="How many nodes get a key.")],
+    host: Annotated[str, typer.Option(help="Name or IP address by which nodes reach the server.")],
+) -> None:
+    r"""Make a certificate authority, the server's certificate and the nodes' keys.
+
+    \b
+    fedef edge init federation --nodes 3 --host fl.example.org
+
+    Prints the commands that start the federation. Private files get mode 0600; nothing that is
+    there already is overwritten.
+    """
+    from sims.credentials import Credentials, instructions
+
+    for line in instructions(Credentials.create(folder, num_nodes=nodes, host=host)):
+        typer.echo(line)
+
+
+@edge.command("demo")
+def edge_demo(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for 'fedef run'."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="SuperNodes to start.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder. Default: a new one in runs/.")
+    ] = None,
+) -> None:
+    r"""Run the digits on a federation on the loopback, with TLS and node keys, and stop it.
+
+    \b
+    fedef edge demo num-rounds=3
+
+    A round takes seconds: a SuperNode asks for work every 3 s and starts a process for each task.
+    """
+    from sims.deployment import deployed_run
+    from sims.flower_run import run_flower
+
+    given = parse_assignments(settings or [])
+    values = {"num-clients": nodes, "num-rounds": 5, **given}
+    if values["num-clients"] != nodes:
+        raise ConfigError(
+            f"num-clients: the demo has one client a node, got {values['num-clients']} and "
+            f"{nodes} nodes; set --nodes"
+        )
+    config = Config.from_flat(values)
+    folder = out or _new_folder(config)
+    with _Bar(config.num_rounds) as bar:
+        launch = partial(deployed_run, on_step=bar.say)
+        summary = run_flower(config, folder, on_round=bar.advance, launch=launch)
+    _show(summary, folder)
+
 
 def _start(
     config: Config, engine: str, folder: Path, checkpoint_every: int, ray_options: dict[str, Any]
@@ -252,6 +315,10 @@ class _Bar(Progress):
         )
         self._uplink = 0
         self._bar = self.add_task("starting", total=num_rounds)
+
+    def say(self, step: str) -> None:
+        """Show what is being done before the first round."""
+        self.update(self._bar, description=step)
 
     def advance(self, line: Line) -> None:  # type: ignore[override]  # a bar of one task
         """Show one line of rounds.jsonl."""

@@ -32,7 +32,7 @@ STARTUP_SECONDS = 90.0
 VERDICT_SECONDS = 30.0
 TAIL_LINES = 15
 
-_CONNECTION = "local"
+CONNECTION = "local"
 _ERROR_LINE = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Mismatch|Payload)\b(?!\()")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -111,18 +111,26 @@ def flwr_run(
         If the run did not complete; the message has the error's line and the end of the log.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    before = _written_at(result_path)
+    before = written_at(result_path)
     with temporary_home() as home, log_path.open("wb") as log:
-        run = _Run(home, log_path, log.fileno(), on_tick, timeout_seconds)
+        run = FlowerRun(home, log_path, log.fileno(), on_tick, timeout_seconds)
         run.start_superlink()
-        run.stream(_run_command(app, home, run_config, num_supernodes, client_cpus))
+        command = run_command(app, home, run_config, CONNECTION)
+        run.stream([*command, *_federation(num_supernodes, client_cpus)])
         run.check_status()
-    if result_path is not None and _written_at(result_path) in (None, before):
-        _fail(f"the run completed but did not write {str(result_path)!r}", log_path)
+    require_written(result_path, before, log_path)
 
 
-class _Run:
+def require_written(path: Path | None, before: int | None, log_path: Path) -> None:
+    """Raise if the run did not write its result; `before` is when that was last written."""
+    if path is not None and written_at(path) in (None, before):
+        _fail(f"the run completed but did not write {str(path)!r}", log_path)
+
+
+class FlowerRun:
     """One run's SuperLink and commands; `temporary_home` stops what is left of them."""
+
+    connection = CONNECTION
 
     def __init__(
         self,
@@ -132,37 +140,42 @@ class _Run:
         on_tick: Callable[[], None],
         timeout_seconds: float | None,
     ) -> None:
-        self._home, self._log_path, self._log, self._on_tick = home, log_path, log, on_tick
+        self.home, self.log_path, self.log, self._on_tick = home, log_path, log, on_tick
         self._deadline = time.monotonic() + timeout_seconds if timeout_seconds else float("inf")
         self._superlink_log = home / "superlink.log"
         self._environment = _environment(home)
 
     def start_superlink(self) -> None:
         """A SuperLink on a free port of the loopback, and the file that leads ``flwr`` to it."""
-        port = _free_port()
+        port = free_port()
         options = f"--insecure --simulation --isolation subprocess --host 127.0.0.1 --port {port}"
-        (self._home / "config.toml").write_text(
+        (self.home / "config.toml").write_text(
             tomli_w.dumps(
-                {"superlink": {_CONNECTION: {"address": f"127.0.0.1:{port}", "insecure": True}}}
+                {"superlink": {CONNECTION: {"address": f"127.0.0.1:{port}", "insecure": True}}}
             ),
             encoding="utf-8",
         )
-        with self._superlink_log.open("wb") as output:
-            superlink = self._popen(["flower-superlink", *options.split()], output.fileno())
+        self.launch_superlink(["flower-superlink", *options.split()], port)
+
+    def launch_superlink(self, command: list[str], port: int) -> subprocess.Popen[bytes]:
+        """Start a SuperLink and wait until it answers."""
+        with self._superlink_log.open("ab") as output:
+            superlink = self.popen(command, output.fileno())
         patience = time.monotonic() + STARTUP_SECONDS
         while not _answers(port):
             if superlink.poll() is not None or time.monotonic() > patience:
-                self._fail("Flower's SuperLink did not start")
-            self._tick()
+                self.fail("Flower's SuperLink did not start")
+            self.tick()
+        return superlink
 
     def stream(self, command: list[str]) -> None:
         """Submit the run and write its log until it ends."""
-        process = self._popen(command, self._log)
+        process = self.popen(command, self.log)
         while process.poll() is None:
-            self._tick()
+            self.tick()
         self._on_tick()
         if process.returncode != 0:
-            self._fail(f"flwr run exited with {process.returncode}")
+            self.fail(f"flwr run exited with {process.returncode}")
 
     def check_status(self) -> None:
         """Ask the SuperLink how the run ended: ``flwr run`` exits with 0 after a failure too."""
@@ -170,16 +183,18 @@ class _Run:
         while not (status := self._status())[0].startswith("finished"):
             if time.monotonic() > patience:
                 break
-            self._tick()
+            self.tick()
         if status[0] != "finished:completed":
-            self._fail(f"the Flower run ended as {status[0]!r}", status[1])
+            self.fail(f"the Flower run ended as {status[0]!r}", status[1])
 
     def _status(self) -> tuple[str, str]:
         """The run's status and Flower's sentence about it."""
-        with (self._home / "status.json").open("w+b") as output:
-            process = self._popen(["flwr", "ls", _CONNECTION, "--format", "json"], output.fileno())
+        with (self.home / "status.json").open("w+b") as output:
+            process = self.popen(
+                ["flwr", "ls", self.connection, "--format", "json"], output.fileno()
+            )
             while process.poll() is None:
-                self._tick(0.05)
+                self.tick(0.05)
             output.seek(0)
             answer = output.read()
         try:
@@ -188,8 +203,13 @@ class _Run:
         except (ValueError, LookupError, TypeError):
             return "unknown", answer.decode(errors="replace")
 
-    def _popen(self, command: list[str], output: int) -> subprocess.Popen[bytes]:
-        """Start a command of this environment, out of reach of the terminal's Ctrl-C."""
+    def popen(
+        self, command: list[str], output: int, *, folder: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command of this environment, out of reach of the terminal's Ctrl-C.
+
+        `folder`, below the home, is its working directory and Flower home; None: the run's own.
+        """
         program = shutil.which(command[0], path=self._environment["PATH"])
         if program is None:
             raise FedefError(
@@ -198,42 +218,48 @@ class _Run:
             )
         return subprocess.Popen(  # noqa: S603 - our own command line, no shell
             [program, *command[1:]],
-            cwd=self._home / "work",
-            env=self._environment,
+            cwd=folder or self.home / "work",
+            env=self._environment | {HOME_VARIABLE: str(folder or self.home)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
 
-    def _tick(self, seconds: float = TICK_SECONDS) -> None:
+    def tick(self, seconds: float = TICK_SECONDS) -> None:
+        """Let the caller look, and wait a little."""
         if time.monotonic() > self._deadline:
-            self._fail("the Flower run took longer than its time limit and was stopped")
+            self.fail("the Flower run took longer than its time limit and was stopped")
         self._on_tick()
         time.sleep(seconds)
 
-    def _fail(self, what: str, details: str = "") -> NoReturn:
+    def fail(self, what: str, details: str = "") -> NoReturn:
         """Raise, after adding the SuperLink's log: it may explain a silent failure."""
         try:
-            _fail(what, self._log_path, details)
+            _fail(what, self.log_path, details)
         finally:
             os.write(
-                self._log, b"\n--- the SuperLink's log ---\n" + self._superlink_log.read_bytes()
+                self.log, b"\n--- the SuperLink's log ---\n" + self._superlink_log.read_bytes()
             )
 
 
-def _run_command(
-    app: Path, home: Path, run_config: Mapping[str, Value], num_supernodes: int, client_cpus: int
+def run_command(
+    app: Path, home: Path, run_config: Mapping[str, Value], connection: str
 ) -> list[str]:
     """The ``flwr run`` command line; the overrides go through a file, so nothing is quoted."""
     overrides = home / "run-config.toml"
     overrides.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+    command = ["flwr", "run", str(app.resolve()), connection, "--stream"]
+    return [*command, "--run-config", str(overrides)]
+
+
+def _federation(num_supernodes: int, client_cpus: int) -> list[str]:
+    """Options of a simulation's size."""
     federation = f"num-supernodes={num_supernodes} client-resources-num-cpus={client_cpus}"
     useful_cpus = num_supernodes * client_cpus
     if useful_cpus < (os.cpu_count() or 1):  # Ray starts one actor per client_cpus cores
         federation += f" init-args-num-cpus={useful_cpus}"
-    command = ["flwr", "run", str(app.resolve()), _CONNECTION, "--stream"]
-    return [*command, "--run-config", str(overrides), "--federation-config", federation]
+    return ["--federation-config", federation]
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -261,7 +287,8 @@ def _environment(home: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -272,7 +299,8 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _written_at(path: Path | None) -> int | None:
+def written_at(path: Path | None) -> int | None:
+    """When a file was last written, in ns; None: never."""
     return path.stat().st_mtime_ns if path is not None and path.exists() else None
 
 

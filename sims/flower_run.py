@@ -26,8 +26,16 @@ def _ignore(line: Line) -> None:
     pass
 
 
-def run_flower(config: Config, out: Path, *, on_round: OnRound = _ignore) -> Line:
-    """Run a configuration by Flower's simulation and return its summary.
+def run_flower(
+    config: Config,
+    out: Path,
+    *,
+    on_round: OnRound = _ignore,
+    launch: Callable[..., None] = flwr_run,
+) -> Line:
+    """Run a configuration on Flower and return its summary.
+
+    `launch` is `flwr_run`, Flower's simulation, or another function of the same arguments.
 
     The ServerApp writes the same folder as the inline engine does; Flower's own output goes to
     ``flower.log`` in it. Everything that is started for the run is stopped with it.
@@ -47,7 +55,7 @@ def run_flower(config: Config, out: Path, *, on_round: OnRound = _ignore) -> Lin
     watcher = _Watcher(folder, on_round)
     flat = {**config.to_flat(), OUT_KEY: str(out)}
     with tempfile.TemporaryDirectory(prefix="fedef-app-") as app:
-        flwr_run(
+        launch(
             write_app(Path(app), flat),
             run_config=flat,
             num_supernodes=experiment.num_clients,

@@ -84,12 +84,13 @@ def _stop(home: Path) -> None:
 
 
 def processes_of(home: Path) -> set[int]:
-    """IDs of the living processes that were started with this home in their environment."""
+    """IDs of the living processes that were started with this home or a folder in it."""
     marker = os.fsencode(f"{HOME_VARIABLE}={home}")
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if marker in (entry / "environ").read_bytes().split(b"\0"):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if any(v == marker or v.startswith(marker + b"/") for v in variables):
                 found.add(int(entry.name))
         except OSError:  # ended meanwhile, or somebody else's
             continue

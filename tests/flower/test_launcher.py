@@ -229,7 +229,7 @@ def test_a_stale_result_file_does_not_count(monkeypatch, tmp_path):
 
         start_superlink = stream = check_status = lambda self, *_: None
 
-    monkeypatch.setattr(flower_engine, "_Run", RunThatWritesNothing)
+    monkeypatch.setattr(flower_engine, "FlowerRun", RunThatWritesNothing)
     result = tmp_path / "summary.json"
     result.write_text("of an earlier run")
     with pytest.raises(FedefError, match=r"did not write .*summary\.json"):

@@ -28,7 +28,7 @@ def error_feedback_mod(
     one MetricRecord out. What is sent is a correction to the server's estimate of this client's
     pseudo-gradient x - x_i; integer arrays and batch-norm statistics travel whole, metrics
     untouched. Messages of another kind, and training for a server without error feedback, pass
-    through. With ``state-dir`` in the node's config the state is on its disk and survives a restart.
+    through. With ``state-dir`` in the node's config the state survives a restart on its disk.
 
     Raises
     ------

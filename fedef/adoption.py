@@ -21,6 +21,7 @@ from fedef.compressors import NAMES, make_compressor
 from fedef.directions import Direction
 from fedef.errors import ConfigError, CorruptPayload
 from fedef.estimators import Accumulated, Fresh
+from fedef.local_steps import LocalSteps
 from fedef.methods import Method
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.sampling import StreamSampler
@@ -211,6 +212,7 @@ class Plan:
         return Method(
             name=self.feedback,
             estimator=Accumulated() if summed else Fresh(),
+            local_steps=LocalSteps(1, constant(0.0)),
             sampler=StreamSampler(self.seed, {"minibatch": 0}),
             feedback=True,
             compressor=make_compressor(

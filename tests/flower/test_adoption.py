@@ -322,6 +322,29 @@ def test_poison_is_refused_and_the_others_go_on(tamper):
     assert set(strategy.session.state.records) == {1, 2}
 
 
+def test_replayed_updates_and_updates_of_another_run_are_refused():
+    """Both are well-formed, authenticated and by the right node."""
+    first, other_run = {}, {}
+
+    def keep(message, client):
+        return other_run.setdefault(client, message)
+
+    def replay(message, client):
+        old = first.setdefault(client, message.content) if client == 0 else None
+        if client == 1:
+            old = other_run[client].content
+        return message if old is None else Message(old, metadata=message.metadata)
+
+    start(ErrorFeedback(seed=1), Nodes(toy(), 3, tamper=keep), rounds=1)
+    strategy = ErrorFeedback(seed=2)
+    start(strategy, Nodes(toy(), 3, tamper=replay), rounds=4)
+    assert strategy.session.state.refusals == {"alien": 4, "stale": 3}
+    assert {c: record.version for c, record in strategy.session.state.records.items()} == {
+        0: 1,
+        2: 4,
+    }
+
+
 def test_a_client_that_returns_as_another_node_keeps_its_place():
     grid = Nodes(toy(), 3)
 

@@ -225,6 +225,7 @@ def edge_demo(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. Default: a new one in runs/.")
     ] = None,
+    data_dir: DataDir = None,
 ) -> None:
     r"""Run the digits on a federation on the loopback, with TLS and node keys, and stop it.
 
@@ -236,7 +237,7 @@ def edge_demo(
     from sims.deployment import deployed_run
     from sims.flower_run import run_flower
 
-    given = parse_assignments(settings or [])
+    given = read_settings(settings, data_dir)
     values = {"num-clients": nodes, "num-rounds": 5, **given}
     if values["num-clients"] != nodes:
         raise ConfigError(

@@ -29,13 +29,14 @@ def reproduce_command(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files. Default: FEDEF_DATA.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Studies that run at once.")] = 1,
 ) -> None:
     r"""Run the papers' experiments again and write one page: printed, ours, agrees or not, and why.
 
     \b
     fedef reproduce polynomial --quick
     fedef reproduce logistic dro --data-dir data --out reproduction
-    fedef reproduce all
+    fedef reproduce all --jobs 2
 
     The page is OUT/index.html, self-contained; its numbers are in OUT/results.json, its figures in
     OUT/figures. A study whose data files are missing is left out, and the page says so.
@@ -60,5 +61,7 @@ def reproduce_command(
             bars.start_task(tasks[study])
             bars.update(tasks[study], completed=fraction, description=text)
 
-        page = reproduce(selected, quick=quick, out=out, data_dir=data_dir, progress=show)
+        page = reproduce(
+            selected, quick=quick, out=out, data_dir=data_dir, jobs=jobs, progress=show
+        )
     _out.print(f"page: {page}", highlight=False, soft_wrap=True)

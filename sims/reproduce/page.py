@@ -38,6 +38,7 @@ def render(
     quick: bool,
     not_run: Mapping[str, str],
     seconds: Mapping[str, float],
+    cpu_seconds: Mapping[str, float],
     environment: Mapping[str, str],
 ) -> str:
     """The page.
@@ -47,7 +48,9 @@ def render(
     not_run
         Why a study was not run, by its name.
     seconds
-        What each study took.
+        What each study took, by the clock.
+    cpu_seconds
+        The same, of processor.
     environment
         Versions and machine.
     """
@@ -56,7 +59,7 @@ def render(
             _head(studies, quick),
             _verdicts(studies, not_run),
             *(_section(study, seconds.get(study.name)) for study in studies),
-            _setting(environment, seconds, quick),
+            _setting(environment, seconds, cpu_seconds, quick),
         ]
     )
     return document("fedef: reproduction", body, style=_STYLE)
@@ -216,12 +219,21 @@ def _mark(agrees: bool | None, yes: str, no: str) -> str:
     return f'<span class="verdict no">✗ {no}</span>'
 
 
-def _setting(environment: Mapping[str, str], seconds: Mapping[str, float], quick: bool) -> str:
-    times = ", ".join(f"{name} {_duration(taken)}" for name, taken in seconds.items())
+def _setting(
+    environment: Mapping[str, str],
+    seconds: Mapping[str, float],
+    cpu_seconds: Mapping[str, float],
+    quick: bool,
+) -> str:
+    times = ", ".join(
+        f"{name} {_duration(taken)} ({_duration(cpu_seconds.get(name, taken))})"
+        for name, taken in seconds.items()
+    )
+    whole = f"{_duration(sum(cpu_seconds.values()))} of processor in all, one thread each"
     rows = {
         **environment,
         "mode": "quick" if quick else "full",
-        "time": f"{times}; {_duration(sum(seconds.values()))} in all, on one thread",
+        "time": f"by the clock (of processor): {times}; {whole}",
     }
     items = "".join(
         f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows.items()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from fedef.run_folder import environment
 from sims.reproduce import dro, fair, logistic, phase_retrieval, polynomial, resnet20, smoothness
 from sims.reproduce.figures import png
 from sims.reproduce.page import render
-from sims.reproduce.study import Panel, Settings, Study
+from sims.reproduce.study import Panel, Settings, Study, Tell
 
 STUDIES: dict[str, Callable[[Settings], Study]] = {
     "polynomial": polynomial.study,
@@ -49,12 +52,26 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in STUDIES if name in names)
 
 
+@dataclass(frozen=True)
+class Done:
+    """A study that was run, or why it was not."""
+
+    name: str
+    study: Study | None
+    why_not: str = ""
+    seconds: float = 0.0
+    """Of the clock."""
+    cpu_seconds: float = 0.0
+    """Of the processor."""
+
+
 def reproduce(
     names: Sequence[str],
     *,
     quick: bool,
     out: Path,
     data_dir: Path | None,
+    jobs: int = 1,
     progress: Progress = lambda study, text, fraction: None,
 ) -> Path:
     """Run the studies and write ``index.html``, ``results.json`` and ``figures/*.png`` into `out`.
@@ -68,6 +85,8 @@ def reproduce(
     data_dir
         Folder of the data files; None: FEDEF_DATA. A study whose files are missing is left out, and
         the page says so.
+    jobs
+        Processes; with more than one, as many studies run at once. The numbers are the same.
 
     Returns
     -------
@@ -83,61 +102,99 @@ def reproduce(
     The page is written anew after each study, so an interrupted run leaves those that are done.
     """
     selected = chosen(names)
+    if jobs < 1:
+        raise ConfigError(f"jobs: must be at least 1, got {jobs}")
     _make(out)
-    studies: list[Study] = []
-    not_run: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    for name in selected:
-        start = time.perf_counter()
+    done: dict[str, Done] = {}
+    page = out / "index.html"
+    # After each study: a full run takes long, and one that is interrupted leaves what is done.
+    for one in _run_all(selected, quick=quick, data_dir=data_dir, jobs=jobs, progress=progress):
+        done[one.name] = one
+        if one.study is None:
+            progress(one.name, "not run", 1.0)
+        else:
+            took = f"{one.seconds:.0f} s, {one.cpu_seconds:.0f} s of processor"
+            progress(one.name, took, 1.0)
+            for panel in one.study.panels:
+                _draw(out, panel)
+        page = write(out, [done.get(name, Done(name, None, "not yet")) for name in selected], quick)
+    if all(one.study is None for one in done.values()):
+        raise ConfigError("; ".join(one.why_not for one in done.values()))
+    return page
 
-        def tell(text: str, fraction: float, name: str = name) -> None:
-            progress(name, text, fraction)
 
-        tell("starting", 0.0)
+def run_one(name: str, quick: bool, data_dir: Path | None, tell: Tell) -> Done:
+    """Run one study; a missing file is not an error here."""
+    tell("starting", 0.0)
+    clock, processor = time.perf_counter(), time.process_time()
+    try:
+        study = STUDIES[name](Settings(quick, data_dir, tell))
+    except ConfigError as error:
+        return Done(name, None, str(error))
+    return Done(name, study, "", time.perf_counter() - clock, time.process_time() - processor)
+
+
+def _run_all(
+    selected: Sequence[str], *, quick: bool, data_dir: Path | None, jobs: int, progress: Progress
+) -> Iterator[Done]:
+    if jobs == 1 or len(selected) == 1:
+        for name in selected:
+            yield run_one(name, quick, data_dir, partial(progress, name))
+        return
+    context = get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        told = manager.Queue()
+        waiting = {
+            pool.submit(run_one, name, quick, data_dir, partial(_put, told, name))
+            for name in selected
+        }
         try:
-            studies.append(STUDIES[name](Settings(quick, data_dir, tell)))
-        except ConfigError as error:
-            not_run[name] = str(error)
-            tell("not run", 1.0)
-            continue
-        seconds[name] = time.perf_counter() - start
-        tell(f"{seconds[name]:.0f} s", 1.0)
-        # After each study: a full run takes long, and one that is interrupted leaves what is done.
-        waiting = dict.fromkeys(selected[selected.index(name) + 1 :], "not yet")
-        write(out, studies, quick=quick, not_run={**not_run, **waiting}, seconds=seconds)
-    if not studies:
-        raise ConfigError("; ".join(not_run.values()))
-    return write(out, studies, quick=quick, not_run=not_run, seconds=seconds)
+            while waiting:
+                ended, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not told.empty():
+                    progress(*told.get())
+                for future in ended:
+                    yield future.result()
+        except BaseException:
+            # An interrupt reaches the workers too; studies that have not begun must not begin.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def write(
-    out: Path,
-    studies: Sequence[Study],
-    *,
-    quick: bool,
-    not_run: Mapping[str, str],
-    seconds: Mapping[str, float],
-) -> Path:
-    """Write the page, its numbers and the figures of the last study; return the page."""
+def _put(told: Any, name: str, text: str, fraction: float) -> None:
+    told.put((name, text, fraction))
+
+
+def write(out: Path, done: Sequence[Done], quick: bool) -> Path:
+    """Write the page and its numbers; return the page."""
     about = _flat(environment())
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    for panel in studies[-1].panels:
-        (figures / f"{panel.name}.png").write_bytes(png(panel))
+    studies = [one.study for one in done if one.study is not None]
+    not_run = {one.name: one.why_not for one in done if one.study is None}
+    seconds = {one.name: one.seconds for one in done if one.study is not None}
+    cpu = {one.name: one.cpu_seconds for one in done if one.study is not None}
     results = {
         "quick": quick,
         "seconds": {name: round(taken, 1) for name, taken in seconds.items()},
+        "cpu-seconds": {name: round(taken, 1) for name, taken in cpu.items()},
         "environment": about,
-        "not-run": dict(not_run),
+        "not-run": not_run,
         "studies": [_as_data(study) for study in studies],
     }
     (out / "results.json").write_text(
         json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     page = out / "index.html"
-    html = render(studies, quick=quick, not_run=not_run, seconds=seconds, environment=about)
+    html = render(
+        studies, quick=quick, not_run=not_run, seconds=seconds, cpu_seconds=cpu, environment=about
+    )
     page.write_text(html, encoding="utf-8")
     return page
+
+
+def _draw(out: Path, panel: Panel) -> None:
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{panel.name}.png").write_bytes(png(panel))
 
 
 def _make(out: Path) -> None:

@@ -364,9 +364,10 @@ def made_study(name="made-up", agrees=(True, False, None)):
     )
 
 
-def written(tmp_path, studies, **changes):
-    options = {"quick": True, "not_run": {}, "seconds": {s.name: 1.0 for s in studies}}
-    return report.write(tmp_path, studies, **{**options, **changes})
+def written(tmp_path, studies, not_run=()):
+    tmp_path.mkdir(exist_ok=True)
+    done = [report.Done(s.name, s, "", 2.0, 1.0) for s in studies]
+    return report.write(tmp_path, [*done, *not_run], quick=True)
 
 
 def require_self_contained(text):
@@ -396,20 +397,22 @@ def test_the_page_is_valid_and_loads_nothing(tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_every_figure_is_there_as_png(tmp_path):
-    written(tmp_path, [made_study("one")])
+def test_every_figure_is_there_as_png(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "STUDIES", {"polynomial": lambda settings: made_study("one")})
+    report.reproduce([], quick=True, out=tmp_path, data_dir=None)
     (png,) = (tmp_path / "figures").iterdir()
     assert png.name == "one-panel.png"
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_numbers_are_beside_the_page(tmp_path):
-    written(tmp_path, [made_study()], not_run={"dro": "no data"})
+    written(tmp_path, [made_study()], [report.Done("dro", None, "no data")])
     results = json.loads((tmp_path / "results.json").read_text())
     (study,) = results["studies"]
     assert [c["agrees"] for c in study["comparisons"][0]["checks"]] == [True, False, None]
     assert study["panels"][0]["curves"][0]["x"] == [1, 2, 3, 4, 5]
     assert results["not-run"] == {"dro": "no data"}
+    assert (results["seconds"], results["cpu-seconds"]) == ({"made-up": 2.0}, {"made-up": 1.0})
     assert "numpy" in json.dumps(results["environment"])
 
 
@@ -419,6 +422,7 @@ def test_the_page_says_what_does_not_hold_and_what_was_not_run():
         quick=False,
         not_run={"dro": "the file is missing"},
         seconds={"made-up": 90.0},
+        cpu_seconds={"made-up": 40.0},
         environment={"machine": "m"},
     )
     assert "✗ does not hold" in text
@@ -430,7 +434,7 @@ def test_the_page_says_what_does_not_hold_and_what_was_not_run():
 
 def test_statements_are_counted_by_paper():
     studies = [replace(made_study("one"), paper=IAN), replace(made_study("two"), paper=UNIT)]
-    text = render(studies, quick=True, not_run={}, seconds={}, environment={})
+    text = render(studies, quick=True, not_run={}, seconds={}, cpu_seconds={}, environment={})
     assert text.count("Of 3 statements 1 hold and 1 do not; 1 could not be judged.") == 2
     assert text.index(UNIT) < text.index(IAN)
     assert balance([*studies, made_study("three")]) == (
@@ -495,6 +499,26 @@ def test_a_study_without_its_data_is_left_out_unless_it_is_the_only_one(tmp_path
     assert "Not run: data: no file" in page.read_text()
     with pytest.raises(ConfigError, match="no file for"):
         report.reproduce(["dro"], out=tmp_path / "dro", **options)
+
+
+@pytest.mark.slow
+def test_studies_at_once_give_the_page_of_one_after_the_other(tmp_path):
+    """One that needs no data and one whose data is missing, each in a process of its own."""
+    names, empty = ["smoothness", "dro"], tmp_path / "empty"
+    empty.mkdir()
+    told = []
+    options = {"quick": True, "data_dir": empty, "progress": lambda *args: told.append(args)}
+    report.reproduce(names, out=tmp_path / "both", jobs=2, **options)
+    report.reproduce(names, out=tmp_path / "one", jobs=1, **options)
+    both, one = (
+        json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("both", "one")
+    )
+    assert both["studies"] == one["studies"]
+    assert both["not-run"] == one["not-run"]
+    assert list(both["not-run"]) == ["dro"]
+    assert ("smoothness", "L1=4", pytest.approx(1 / 3)) in told
+    with pytest.raises(ConfigError, match="jobs: must be at least 1, got 0"):
+        report.reproduce(names, out=tmp_path / "none", jobs=0, **options)
 
 
 def test_an_interrupted_run_leaves_the_studies_that_are_done(tmp_path, monkeypatch):

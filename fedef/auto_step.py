@@ -18,8 +18,8 @@ from fedef.errors import ConfigError
 from fedef.vectors import Vector, norm
 
 GROWTH = 1.2
-"""The most by which lambda grows in a round. 1.6 (AdGD's) overtakes what heavy compression lets the
-server know; 1.1 doubles the rounds of an easy start."""
+"""The most by which lambda grows in a round. 1.6 (AdGD's in the limit) overtakes what heavy
+compression lets the server know; 1.1 doubles the rounds of an easy start."""
 SECANT_SHARE = 0.4
 """Of the inverse secant. AdGD's 1/2 costs heavily compressed runs twice the rounds, 0.55 sends them
 round in circles (phase retrieval, top-1 of 100); without compression it matters little."""
@@ -79,11 +79,12 @@ class AutoStep:
     l_k = ||g^k - g^{k-1}||/||x^k - x^{k-1}|| is the local smoothness that the server sees; under
     (L0, L1)-smoothness l_k <= L0 + L1 ||g|| about, so gamma_k tends to 0.4 ||g||/(L0 + L1 ||g||) or
     more: the normalized step of known constants, without them. The secant is that of AdGD (Malitsky
-    and Mishchenko, arXiv:1910.09529; from memory: 1/2 for 0.4, and growth sqrt(1 + lambda_{k-1}/
-    lambda_{k-2})). What compression holds back arrives later and counts as curvature, so the step
-    shortens while g is unreliable. The step never exceeds d_k = max_j ||x^j - x^0||/sqrt(k+1) (DoG,
-    Ivgi, Hinder and Carmon, arXiv:2302.12022; from memory, for normalized gradients), which bars
-    runaways; with noise it is at least 0.15 d_k. The combination is ours; no convergence theorem.
+    and Mishchenko, arXiv:1910.09529, Alg. 1), which has 1/2 for 0.4 and lets lambda grow by
+    sqrt(1 + lambda_{k-1}/lambda_{k-2}). What compression holds back arrives later and counts as
+    curvature, so the step shortens while g is unreliable. The step never exceeds d_k = max_j
+    ||x^j - x^0||/sqrt(k+1), which bars runaways: DoG (Ivgi, Hinder and Carmon, arXiv:2302.12022)
+    divides the same distance by sqrt(sum_j ||g^j||^2), here of unit vectors. With noise the step is
+    at least 0.15 d_k. The combination is ours; no convergence theorem.
 
     Plain and unit directions get the same length of step, so they give the same trajectory.
     """

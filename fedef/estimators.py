@@ -84,7 +84,7 @@ class Momentum:
 class Spider:
     """v <- v + grad f(x^k; S) - grad f(x^{k-1}; S), and all rows every `period` rounds.
 
-    SPIDER (arXiv:1807.01695, Alg. 1; from memory). A client's first round takes all rows too.
+    SPIDER (Fang, Li, Lin and Zhang, arXiv:1807.01695). A client's first round takes all rows too.
     """
 
     period: int

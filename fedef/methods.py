@@ -212,7 +212,7 @@ def _stepper(
         rule = AutoStep(
             normalized=direction.name == "unit",
             eta=config.momentum_eta if preset.estimator == "momentum" else 1.0,
-            noisy=config.local_batch_size > 0,
+            noisy=config.local_batch_size > 0 or config.replay is not None,
         )
         return AutoScheduledStep(rule, direction)
     schedule = _schedule(config, problem, compressor)

@@ -139,8 +139,8 @@ class BoundedStep:
 class AdamStep:
     """m <- b1 m + (1-b1) g, v <- b2 v + (1-b2) g^2, x <- x - gamma m^ / (sqrt(v^) + eps).
 
-    Adam (Kingma and Ba, 2015, Alg. 1), m^ and v^ corrected for their start at zero; a reference.
-    beta2 is 0.99, as the experiments of arXiv:2410.14054 take it, where Alg. 1 suggests 0.999.
+    Adam (Kingma and Ba, arXiv:1412.6980, Alg. 1), m^ and v^ corrected for their start at zero, as a
+    reference. beta2 is 0.99, as the code of arXiv:2410.14054 has it; Alg. 1 suggests 0.999.
     """
 
     schedule: Schedule

@@ -102,6 +102,25 @@ def test_pure_noise_does_not_end_progress(rule):
     assert vanished[-1] < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("settings", "noisy"),
+    [
+        ({"method": "norm-ef21"}, False),
+        ({"method": "norm-ef21", "local-batch-size": 8}, True),
+        ({"method": "spider", "direction": "unit", "local-batch-size": 8}, True),
+        ({"method": "spider", "direction": "unit"}, False),
+        ({"method": "norm-ef21", "replay": "rows.npz"}, True),
+    ],
+)
+def test_gradients_of_some_rows_are_noisy(settings, noisy, tmp_path, monkeypatch):
+    """SPIDER's differences of a batch and replayed rows as well as minibatches."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("rows.npz", minibatch=np.zeros((3, 1, 4), dtype=np.int64))
+    common = {"problem": "phase-retrieval", "num-clients": 1, "schedule": "auto"}
+    experiment = Experiment.build(Config.from_flat({**common, **settings}))
+    assert experiment.method.stepper.rule.noisy is noisy
+
+
 def test_a_silent_round_keeps_lambda_and_a_zero_estimate_keeps_the_state():
     rule, x = AutoStep(normalized=False), np.ones(2)
     first, state = rule.update(rule.init(x), x, np.ones(2))

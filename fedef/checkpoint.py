@@ -16,8 +16,9 @@ from fedef.experiment import Experiment
 from fedef.packing import packed, unpacked
 from fedef.problems.base import Problem
 from fedef.state import Arrays, ServerState
+from fedef.updates import Update
 
-_OF_THE_RUN = {"id", "weights", "token"}
+_OF_THE_RUN = {"id", "weights", "facts"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Checkpoint:
     """The run's name in the clients' own stores; empty where they keep nothing."""
     weights: tuple[float, ...] = ()
     """(n,) weights that the clients themselves told; empty: the experiment's."""
+    has_mirror: bool = False
+    """Whether a mirror of the clients' g_i lies beside the file."""
+    mirrored: Mapping[int, Update] = field(default_factory=dict)
+    """What the last round changed in the mirror, as entries that overwrite its rows."""
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, *, experiment: Experiment) -> None:
@@ -40,7 +45,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, experiment: Experime
     arrays["run/id"] = np.array([experiment.run_id], dtype=np.int64)
     arrays |= _prefixed("data", _data_facts(experiment.problem))
     arrays["run/weights"] = np.array(checkpoint.weights, dtype=np.float64)
-    arrays["run/token"] = np.frombuffer(json.dumps(checkpoint.token).encode(), dtype=np.uint8)
+    facts = {"token": checkpoint.token, "mirror": checkpoint.has_mirror}
+    arrays["run/facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    for client, entries in sorted(checkpoint.mirrored.items()):
+        arrays[f"mirror/{client}.values"] = entries.values
+        if entries.indices is not None:
+            arrays[f"mirror/{client}.indices"] = entries.indices
     arrays |= _prefixed("client", packed(checkpoint.clients))
     write_arrays(path, arrays)
 
@@ -57,7 +67,7 @@ def read_checkpoint(path: Path, *, experiment: Experiment) -> Checkpoint:
     for name, array in read_arrays(path).items():
         owner, _, part = name.partition("/")
         parts.setdefault(owner, {})[part] = array
-    run = parts.get("run", {})
+    run, mirrored = parts.get("run", {}), parts.get("mirror", {})
     complete = parts.keys() >= {"server", "client", "data"} and run.keys() >= _OF_THE_RUN
     if not complete or run["id"].tolist() != [experiment.run_id]:
         raise ConfigError(
@@ -65,11 +75,21 @@ def read_checkpoint(path: Path, *, experiment: Experiment) -> Checkpoint:
             "config.toml; restore both from the same run"
         )
     _require_same_data(path, parts["data"], _data_facts(experiment.problem))
+    facts = json.loads(run["facts"].tobytes())
+    server = ServerState.from_arrays(parts["server"])
     return Checkpoint(
-        server=ServerState.from_arrays(parts["server"]),
+        server=server,
         clients=unpacked(parts["client"]),
-        token=json.loads(run["token"].tobytes()),
+        token=facts["token"],
         weights=tuple(run["weights"].tolist()),
+        has_mirror=facts["mirror"],
+        mirrored={
+            int(name.removesuffix(".values")): Update(
+                server.x.size, values, mirrored.get(name.replace(".values", ".indices"))
+            )
+            for name, values in mirrored.items()
+            if name.endswith(".values")
+        },
     )
 
 

@@ -91,13 +91,14 @@ class ClientSession:
         self._method = method
         self._local_buffers = local_buffers
         self._num_buffers = problem.initial_buffers().size
-        self.state = state or initial_client_state(problem, local_buffers=local_buffers)
+        self._dense_state = not sparse and method.feedback
+        self.state = state or self._start()
         if self.state.dimension != problem.dimension:
             raise ConfigError(
                 f"client {client}: the stored state has d={self.state.dimension}, the problem "
                 f"d={problem.dimension}; it belongs to another run"
             )
-        if not sparse and method.feedback:
+        if self._dense_state:
             self.state = replace(self.state, held=self.state.g)
 
     def handle(self, task: Task) -> Reply:
@@ -129,8 +130,12 @@ class ClientSession:
                 f"client {self._client} of run {self._run_id} got a task for client "
                 f"{task.client} of run {task.run_id}; give each run its own clients"
             )
-        if task.round < self.state.round:
+        if task.life < self.state.life or (
+            task.life == self.state.life and task.round < self.state.round
+        ):
             return Nothing(task, STALE_TASK)
+        if task.life > self.state.life and (task.restored or task.acked == 0):
+            self.state = self._reborn(task)
         repeated = task.round == self.state.round
         try:
             state = self._base(task)
@@ -168,6 +173,18 @@ class ClientSession:
             sketch=work.sketch,
         )
 
+    def _reborn(self, task: Task) -> ClientState:
+        """Return the state of a client that starts again: at g_i = 0, or at the server's mirror."""
+        state = replace(self._start(), life=task.life)
+        if not task.restored:
+            return state
+        g = decode_dense(task.restored, self._problem.dimension).copy()
+        return replace(state, held=g, version=task.acked, digest=task.digest)
+
+    def _start(self) -> ClientState:
+        state = initial_client_state(self._problem, local_buffers=self._local_buffers)
+        return replace(state, held=state.g) if self._dense_state else state
+
     def _base(self, task: Task) -> ClientState:
         """Return the state that this task starts from; a repeated task starts where it did."""
         repeated = task.round == self.state.round
@@ -204,7 +221,7 @@ class ClientSession:
         update = client_step(
             estimate.vector,
             g,
-            compress=partial(self._compressor(state).compress, seed=self._drawn(task.round)),
+            compress=partial(self._compressor(task).compress, seed=self._drawn(task.round)),
         )
         sketch, independent = self._summarized(x, buffers, task.round)
         update = quantized(update, method.value_format)
@@ -252,9 +269,10 @@ class ClientSession:
         require_finite("independent gradient", gradient)
         return self._method.summary.encode(gradient, round=round), self._size(rows)
 
-    def _compressor(self, state: ClientState) -> Compressor:
-        first = self._method.dense_start and state.version == 0
-        return Identity(self._problem.dimension) if first else self._method.compressor
+    def _compressor(self, task: Task) -> Compressor:
+        first = self._method.dense_start and task.acked == 0
+        dense = first or task.dense == 1
+        return Identity(self._problem.dimension) if dense else self._method.compressor
 
     def _drawn(self, round: int) -> int:
         """Seed of the positions that a random compressor draws; others do not pay for it."""

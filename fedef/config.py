@@ -214,6 +214,13 @@ class Config(BaseModel):
         1, description="examples that each client has at least (dirichlet)"
     )
     participation: _Fraction = Field(1.0, description="share of the clients asked each round")
+    max_norm_factor: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(_unset)] = (
+        Field(
+            None,
+            description="refuse updates longer than this many times the round's median, from three "
+            "updates on; clients that join late send more than others; not set: no bound",
+        )
+    )
     num_rounds: _Count = Field(200, description="K")
     stop_uplink_bytes: _OptionalCount = Field(
         None, description="end after the round in which all clients together have sent these bytes"

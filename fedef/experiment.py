@@ -9,10 +9,11 @@ from hashlib import blake2b
 
 from fedef.client_session import ClientSession
 from fedef.config import Config
+from fedef.members import Policies
 from fedef.methods import Method, make_method
 from fedef.problems.base import Problem
 from fedef.problems.registry import build_problem
-from fedef.server_session import ServerSession, client_weights
+from fedef.server_session import DEFAULT_POLICIES, Rows, ServerSession, client_weights
 from fedef.sparse import is_smaller
 from fedef.state import ClientState, ServerState
 
@@ -60,7 +61,12 @@ class Experiment:
         return client_weights(self.config.weighting, self.problem.num_examples)
 
     def server(
-        self, *, weights: Sequence[float] | None = None, state: ServerState | None = None
+        self,
+        *,
+        weights: Sequence[float] | None = None,
+        state: ServerState | None = None,
+        policies: Policies = DEFAULT_POLICIES,
+        mirror: Rows | None = None,
     ) -> ServerSession:
         """Return the server's session, at the start or at a stored state."""
         return ServerSession(
@@ -72,6 +78,9 @@ class Experiment:
             participation=self.config.participation,
             local_buffers=self.config.buffers == "local",
             state=state,
+            policies=policies,
+            mirror=mirror,
+            max_norm_factor=self.config.max_norm_factor,
         )
 
     def client(self, client: int, *, state: ClientState | None = None) -> ClientSession:

@@ -17,7 +17,7 @@ UPDATE, NON_FINITE, STATE_MISMATCH, STALE_TASK = (
     "stale-task",
 )
 STATUSES = (UPDATE, NON_FINITE, STATE_MISMATCH, STALE_TASK)
-PAYLOADS = frozenset({"model", "update", "buffers", "sketch"})
+PAYLOADS = frozenset({"model", "update", "buffers", "sketch", "restored"})
 """Fields that are encoded vectors and may be large."""
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bytes": bytes}
 
@@ -90,6 +90,13 @@ class Task(_Message):
     token: str = ""
     """The run's own name, for state that is kept on disk: two runs of one configuration differ in
     it, a run and its resumption do not. Empty where nothing is kept."""
+    life: int = 0
+    """How often the server has made this client start again; a client of an older life drops its
+    state, if the server holds nothing of it."""
+    dense: int = 0
+    """1: the update is to be dense, whatever the compressor."""
+    restored: bytes = b""
+    """g_i as the server's mirror has it, encoded, for a client that lost its own; else empty."""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,12 @@ class Recorder:
             * server.x.size
             * server.x.itemsize,
             "refusals": server.state.refusals,
+            "refused-clients": {
+                str(client): of.refused
+                for client, of in sorted(server.state.conduct.items())
+                if of.refused
+            },
+            "excluded": {str(c): why for c, why in sorted(server.members.excluded.items())},
             "dimension": server.x.size,
             **self._heterogeneity(server),
             "model-sha256": model_sha256(server.x),

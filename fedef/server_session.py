@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,17 @@ import numpy as np
 from fedef.codec import Decoded, decode, decode_dense, encode_dense
 from fedef.compressors import Compressor, Identity
 from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
+from fedef.members import (
+    EVICT,
+    HAND_BACK,
+    LOST_STATE,
+    MIRRORED,
+    RESET,
+    RESYNC,
+    STOP,
+    Members,
+    Policies,
+)
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
 from fedef.methods import Method
 from fedef.participation import participants
@@ -23,6 +34,11 @@ from fedef.vectors import Vector, is_finite, norm
 
 LARGEST_VALUE = 1e150
 """Values beyond it are refused: one of them must not overflow the mean or its squared norm."""
+
+
+Rows = Callable[[int], Vector]
+"""A client's g_i by the client: (d,) in the problem's dtype, to be read only."""
+DEFAULT_POLICIES = Policies()
 
 
 class Diverged(FedefError, ArithmeticError):  # noqa: N818 - names a condition
@@ -88,15 +104,29 @@ class ServerSession:
         participation: float = 1.0,
         local_buffers: bool = False,
         state: ServerState | None = None,
+        policies: Policies = DEFAULT_POLICIES,
+        mirror: Rows | None = None,
+        max_norm_factor: float | None = None,
     ) -> None:
+        if (policies.on_lost_state in MIRRORED) != (mirror is not None):
+            raise ConfigError(
+                f"on-lost-state={policies.on_lost_state}: a mirror of the clients' states belongs "
+                f"to {' and '.join(sorted(MIRRORED))}, and to nothing else"
+            )
+        self._mirror = mirror
+        self._max_norm_factor = max_norm_factor
         self._run_id = run_id
         self._seed = seed
         self._method = method
         self._participation = participation
-        self._weights = _checked_weights(weights)
-        self._total_weight = float(np.add.reduce(np.array(self._weights, dtype=np.float64)))
         self._state = state or initial_server_state(problem, method, local_buffers=local_buffers)
+        self.members = Members(weights, self._state.conduct, policies)
+        self._weights = self.members.weights
+        self._total_weight = self.members.total_weight(self._state.records)
+        self.mirrored: dict[int, Update] = {}
+        """What the last round changed in the clients' g_i, as entries that overwrite."""
         self._records = dict(self._state.records)
+        self._epoch = self._state.epoch
         self._refusals = Counter(self._state.refusals or {})
         self._tasks: dict[int, Task] = {}
         self._accepted: dict[int, _Accepted] = {}
@@ -107,7 +137,12 @@ class ServerSession:
     @property
     def state(self) -> ServerState:
         """The state after the last round that was ended."""
-        return replace(self._state, records=dict(self._records), refusals=dict(self._refusals))
+        return replace(
+            self._state,
+            records=dict(self._records),
+            refusals=dict(self._refusals),
+            conduct=dict(self.members.conduct),
+        )
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -158,9 +193,8 @@ class ServerSession:
             self._require_client(client)
         model = encode_dense(self.x, round=round)
         buffers = encode_dense(self.buffers, round=round) if self.buffers.size else b""
-        self._tasks = {
-            client: self._task(client, round, model, buffers) for client in sorted(set(clients))
-        }
+        present = self.members.present(clients)
+        self._tasks = {client: self._task(client, round, model, buffers) for client in present}
         self._open = True
         return tuple(self._tasks.values())
 
@@ -177,12 +211,14 @@ class ServerSession:
         self._uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
         reason = self._judge(reply)
         if reason is not None:
-            self.refuse(reason)
+            self.refuse(reason, reply.client if reply.client in self._tasks else None)
         return reason
 
-    def refuse(self, reason: str) -> None:
-        """Count a message that the transport could not turn into a reply."""
+    def refuse(self, reason: str, client: int | None = None) -> None:
+        """Count a message that is not applied; `client`: who sent it, where that is known."""
         self._round_refusals[reason] += 1
+        if client is not None:
+            self.members.refused(client, reason)
 
     def end_round(self) -> RoundReport:
         """Apply what arrived, in client order, step, and open the way for the next round.
@@ -194,6 +230,7 @@ class ServerSession:
         """
         if not self._open:
             raise FedefError("no round is open; call begin_round first")
+        self._refuse_large()
         accepted = sorted(self._accepted.items())
         total = self._new_total()
         g = total / self._total_weight
@@ -210,6 +247,7 @@ class ServerSession:
         report = self._report(step.step_size, norm(g), independent_norm)
         for client, reply in accepted:
             self._records[client] = ClientRecord(report.round, reply.digest)
+        total = self._settle_members(total)
         self._refusals.update(self._round_refusals)
         self._state = replace(
             self._state,
@@ -218,6 +256,7 @@ class ServerSession:
             memory=step.memory,
             buffers=self._averaged_buffers(),
             total=total,
+            epoch=self._epoch,
             uplink_bytes=self._state.uplink_bytes + report.uplink_bytes,
             downlink_bytes=self._state.downlink_bytes + report.downlink_bytes,
         )
@@ -226,8 +265,82 @@ class ServerSession:
         return report
 
     def _task(self, client: int, round: int, model: bytes, buffers: bytes) -> Task:
-        record = self._record(client)
-        return Task(self._run_id, client, round, record.version, record.digest, model, buffers)
+        record, conduct = self._record(client), self.members.of(client)
+        restored = b""
+        if conduct.handing_back and self._mirror is not None:
+            restored = encode_dense(self._mirror(client), round=round)
+        return Task(
+            self._run_id,
+            client,
+            round,
+            record.version,
+            record.digest,
+            model,
+            buffers,
+            life=self.life(client),
+            dense=int(self._resyncs(record.version)),
+            restored=restored,
+        )
+
+    def life(self, client: int) -> int:
+        """How often a client was made to start again."""
+        return self._epoch + self.members.of(client).lives
+
+    def _resyncs(self, version: int) -> bool:
+        """Whether a client's next update is dense because all start again."""
+        policy = self.members.policies.on_lost_state
+        return policy == RESYNC and self._state.epoch > 0 and version == 0
+
+    def _refuse_large(self) -> None:
+        """Refuse updates whose norm is beyond a factor of the median of the round's."""
+        if self._max_norm_factor is None or len(self._accepted) < 3:
+            return
+        norms = {client: norm(of.update.values) for client, of in self._accepted.items()}
+        bound = self._max_norm_factor * float(np.median(list(norms.values())))
+        for client in [client for client, size in norms.items() if size > bound]:
+            del self._accepted[client]
+            self.refuse("norm", client)
+
+    def _settle_members(self, total: Vector) -> Vector:
+        """Remove from sum_i w_i g_i what the policies say; see `members`."""
+        policy = self.members.policies.on_lost_state
+        self.mirrored = {}
+        if self._mirror is not None:
+            self.mirrored = {
+                client: of.update.entries_after(self._mirror(client))
+                for client, of in self._accepted.items()
+            }
+        lost, excluded = self.members.end_round(self._accepted)
+        returning = [client for client in lost if client not in excluded]
+        stale = [client for client in excluded if client in self._records]
+        if policy in (RESET, RESYNC) and returning + stale:
+            self._epoch += 1
+            self._records = {}
+            total = np.zeros_like(total)
+        if policy == HAND_BACK:
+            for client in returning:
+                self.members.start_again(client, handing_back=True)
+        if self._mirror is not None:
+            for client in stale + (returning if policy == EVICT else []):
+                total = self._without(client, total, self._mirror(client))
+        if lost or excluded:
+            self._total_weight = self.members.total_weight(self._records)
+            if self._total_weight == 0:
+                raise FedefError(
+                    "every client is excluded: "
+                    + ", ".join(f"{c} ({why})" for c, why in sorted(self.members.excluded.items()))
+                )
+        return total
+
+    def _without(self, client: int, total: Vector, row: Vector) -> Vector:
+        """Sum without a client's g_i, which was `row`, and that g_i at zero in the mirror."""
+        self._records.pop(client, None)
+        self.members.start_again(client)
+        if client in self.mirrored:
+            row = row.copy()
+            self.mirrored[client].overwrite(row)
+        self.mirrored[client] = Update(row.size, np.zeros_like(row))
+        return total - self._weights[client] * row.astype(np.float64)
 
     def _require_client(self, client: int) -> None:
         if not 0 <= client < len(self._weights):
@@ -250,12 +363,14 @@ class ServerSession:
         if reply.client in self._accepted:
             return "duplicate"
         if reply.status in (STATE_MISMATCH, STALE_TASK):
+            if self.members.policies.on_lost_state != STOP:
+                return LOST_STATE
             raise StateMismatch(
                 f"client {reply.client} holds the state of round {reply.version} "
                 f"({reply.digest.hex()}), the server's mean contains its state of round "
                 f"{task.acked} ({task.digest.hex()}): the client lost its state, or the server "
                 "was restored from an older checkpoint. Restore both sides from the same "
-                "checkpoint, or start the run again"
+                "checkpoint, go on with another on-lost-state, or start the run again"
             )
         if (reply.version, reply.digest) != (task.acked, task.digest):
             return "stale"  # made on another base, in another run of the same configuration say
@@ -271,7 +386,7 @@ class ServerSession:
 
     def _decoded(self, reply: Reply, task: Task) -> _Accepted:
         compressor = self._method.compressor
-        if self._method.dense_start and task.acked == 0:
+        if task.dense or (self._method.dense_start and task.acked == 0):
             compressor = Identity(compressor.dimension)
         decoded = decode(
             reply.update,
@@ -361,7 +476,9 @@ class ServerSession:
             refusals=dict(sorted(self._round_refusals.items())),
             train_loss=loss,
             uplink_bytes=self._uplink_bytes,
-            downlink_bytes=sum(len(t.model) + len(t.buffers) for t in self._tasks.values()),
+            downlink_bytes=sum(
+                len(t.model) + len(t.buffers) + len(t.restored) for t in self._tasks.values()
+            ),
             bound_bytes=sum(
                 self._accepted[client].update.values.size * value_bytes for client in accepted
             ),
@@ -397,11 +514,3 @@ def initial_server_state(problem: Problem, method: Method, *, local_buffers: boo
 def client_weights(weighting: str, num_examples: Sequence[int]) -> tuple[float, ...]:
     """Weights w_i of the clients, not normalized: their examples, or one each."""
     return tuple(float(n) if weighting == "examples" else 1.0 for n in num_examples)
-
-
-def _checked_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    if not weights or not all(np.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
-        raise ConfigError(
-            f"weights must be finite, not negative and not all zero, got {list(weights)[:8]}"
-        )
-    return tuple(float(weight) for weight in weights)

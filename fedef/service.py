@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fedef.errors import ConfigError
 from fedef.keys import explain, kebab, unset
+from fedef.members import Policies
 
 _OptionalText = Annotated[str | None, BeforeValidator(unset)]
 
@@ -32,11 +33,29 @@ class Service(BaseModel):
     server_checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         1, description="rounds between the server's checkpoints; 0: none, so no resume"
     )
+    on_lost_state: Literal[
+        "stop", "evict-by-reset", "dense-resync", "evict-by-mirror", "hand-back"
+    ] = Field(
+        "stop",
+        description="about a client that lost its state: stop; all start again at g_i = 0, or with "
+        "a dense message; or by a mirror of every g_i (n d values on the server's disk): that "
+        "client starts again, or gets its g_i back",
+    )
+    max_refusals: Annotated[int, Field(ge=0)] = Field(
+        10,
+        description="refused replies of a client in a row, or lost states in all, after which it "
+        "is not asked any more; 0: no limit",
+    )
     state_dir: _OptionalText = Field(
         None,
         description="folder on a node where its clients keep their state; the node's own config "
         "goes before; not set: in Flower's memory, lost when the node restarts",
     )
+
+    @property
+    def policies(self) -> Policies:
+        """What the server does about clients that fail or lie."""
+        return Policies(self.on_lost_state, self.max_refusals)
 
     @classmethod
     def known_keys(cls) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class ClientState:
     round: int = 0
     """Round of the last task that was handled."""
     pending: Pending | None = None
+    life: int = 0
+    """How often the server has made this client start again."""
 
     @property
     def dimension(self) -> int:
@@ -123,6 +125,7 @@ class ClientState:
             "version": self.version,
             "digest": self.digest.hex(),
             "round": self.round,
+            "life": self.life,
         }
         arrays |= {f"memory.{name}": vector for name, vector in self.memory.items()}
         if self.pending is not None:
@@ -179,6 +182,7 @@ class ClientState:
                 digest=bytes.fromhex(facts["digest"]),
                 round=int(facts["round"]),
                 pending=pending,
+                life=int(facts["life"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -195,6 +199,24 @@ class ClientRecord:
     """Round of the last update that was applied; 0: none."""
     digest: bytes
     """Hash chain over the applied payloads."""
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a client has behaved, where that is worth remembering."""
+
+    refused: int = 0
+    """Replies that were refused."""
+    strikes: int = 0
+    """Offences since its last accepted reply."""
+    claims: int = 0
+    """How often it said that it lost its state."""
+    lives: int = 0
+    """How often it alone was made to start again."""
+    handing_back: bool = False
+    """Whether its next tasks carry the mirror's g_i."""
+    excluded: str = ""
+    """Why it is not asked any more; empty: it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +239,10 @@ class ServerState:
     downlink_bytes: int = 0
     refusals: Mapping[str, int] | None = None
     """Refused replies so far, by reason."""
+    conduct: Mapping[int, Conduct] = field(default_factory=dict)
+    """By client; one without is beyond reproach."""
+    epoch: int = 0
+    """How often all clients were made to start again."""
 
     def to_arrays(self) -> Arrays:
         """Named arrays that `from_arrays` turns back into this state, bit for bit."""
@@ -226,6 +252,8 @@ class ServerState:
             "uplink_bytes": self.uplink_bytes,
             "downlink_bytes": self.downlink_bytes,
             "refusals": dict(self.refusals or {}),
+            "conduct": {str(client): asdict(of) for client, of in sorted(self.conduct.items())},
+            "epoch": self.epoch,
             "digests": [self.records[client].digest.hex() for client in clients],
         }
         return {
@@ -268,6 +296,8 @@ class ServerState:
                 uplink_bytes=int(facts["uplink_bytes"]),
                 downlink_bytes=int(facts["downlink_bytes"]),
                 refusals={str(k): int(v) for k, v in facts["refusals"].items()},
+                conduct={int(k): Conduct(**of) for k, of in facts["conduct"].items()},
+                epoch=int(facts["epoch"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(

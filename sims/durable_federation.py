@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fedef.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fedef.checkpoint import Checkpoint
 from fedef.client_store import ClientStore
+from fedef.errors import ConfigError
 from fedef.experiment import Experiment
+from fedef.members import Policies
 from fedef.messages import Reply, Task
-from fedef.server_session import RoundReport, ServerSession
+from fedef.server_session import DEFAULT_POLICIES, RoundReport, ServerSession
+from fedef.server_store import ServerStore
 from fedef.state import NO_DIGEST, ClientRecord, ClientState
+from fedef.vectors import Vector
 
 Answer = Callable[[Task], Reply | None]
 
@@ -32,20 +36,35 @@ class DurableFederation:
         What is run.
     folder
         Where the states are; a run that is there goes on.
+    policies
+        What the server does about clients that fail or lie.
     token
         The run's name in the clients' stores.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, *, token: str = "0" * 32) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        *,
+        policies: Policies = DEFAULT_POLICIES,
+        token: str = "0" * 32,
+    ) -> None:
         self._experiment = experiment
         self._nodes = folder / "nodes"
-        self._path = folder / "checkpoint.fdf"
         folder.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            self._checkpoint = read_checkpoint(self._path, experiment=experiment)
-        else:
-            self._checkpoint = Checkpoint(experiment.server().state, token=token)
-        self.server: ServerSession = experiment.server(state=self._checkpoint.server)
+        path = folder / "checkpoint.fdf"
+        self._store = ServerStore(path, experiment, policies)
+        self._checkpoint = (
+            self._store.load()
+            if path.exists()
+            else Checkpoint(experiment.server().state, token=token)
+        )
+        self.server: ServerSession = experiment.server(
+            state=self._checkpoint.server,
+            policies=policies,
+            mirror=self._store.rows,
+        )
 
     def round(self, answer: Answer | None = None) -> RoundReport:
         """One round and its checkpoint.
@@ -58,8 +77,7 @@ class DurableFederation:
             if reply is not None:
                 self.server.receive(reply)
         report = self.server.end_round()
-        now = replace(self._checkpoint, server=self.server.state)
-        write_checkpoint(self._path, now, experiment=self._experiment)
+        self._checkpoint = self._store.save(self._checkpoint, self.server)
         return report
 
     def answer(self, task: Task) -> Reply:
@@ -75,7 +93,7 @@ class DurableFederation:
         return ClientStore(self._nodes, token=self._checkpoint.token, client=client)
 
     def settled(self, client: int) -> ClientState:
-        """A client's own state once it has heard what the server has applied.
+        """A client's own state once it has heard what the server has applied, or made of it.
 
         Raises
         ------
@@ -83,8 +101,25 @@ class DurableFederation:
             If an update was lost or applied twice.
         """
         record = self.server.state.records.get(client, ClientRecord(0, NO_DIGEST))
-        state = self.store(client).load() or self._experiment.client(client).state
-        return state.settled(record.version, record.digest)
+        start, stored = self._experiment.client(client).state, self.store(client).load()
+        if stored is None or stored.life < self.server.life(client):
+            stored = start  # to be told to start again
+            if self.server.members.of(client).handing_back:
+                own = self.mirror_row(client).copy()
+                stored = replace(start, held=own, version=record.version, digest=record.digest)
+        return stored.settled(record.version, record.digest)
+
+    def mirror_row(self, client: int) -> Vector:
+        """A client's g_i as the server's mirror has it.
+
+        Raises
+        ------
+        ConfigError
+            If the policies need no mirror, so that there is none.
+        """
+        if self._store.rows is None:
+            raise ConfigError("there is no mirror; choose a policy with one")
+        return self._store.rows(client)
 
     def drift(self) -> float:
         """Max |total - sum_i w_i g_i| over the clients' own g_i; rounding apart it is 0."""

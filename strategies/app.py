@@ -2,21 +2,24 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
+from logging import INFO
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from fedef import ensure_ours
-from fedef.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fedef.checkpoint import Checkpoint
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
+from fedef.members import MIRRORED
 from fedef.recorder import Recorder
 from fedef.resume import cut_back, require_same_run
 from fedef.run_folder import RunFolder
 from fedef.server_session import Diverged, RoundReport, ServerSession
+from fedef.server_store import ServerStore
 from fedef.service import Service
 from fedef.stopping import LAST_ROUND
 from fedef.threads import single_threaded
@@ -55,25 +58,27 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
         If a folder cannot be used.
     """
     service = service or Service()
-    folder, checkpoint = _opened(experiment, out, service)
+    folder, store, checkpoint = _opened(experiment, out, service)
     recorder = Recorder(experiment, folder, engine="flower")
-
-    def save(session: ServerSession) -> None:
-        folder.sync_rounds()
-        now = replace(checkpoint, server=session.state, weights=session.weights)
-        write_checkpoint(folder.checkpoint_path, now, experiment=experiment)
 
     def on_round(report: RoundReport, session: ServerSession, envelope: int) -> None:
         recorder.round_ended(report, session, envelope_bytes=envelope)
         ended = recorder.stopped_by(session) is not None
         every = service.server_checkpoint_every
         if every and (ended or report.round % every == 0):
-            save(session)
+            folder.sync_rounds()
+            store.save(checkpoint, session)
         if recorder.stopped_by(session) not in (None, LAST_ROUND):
             raise _Stopped
         recorder.round_began()
 
-    strategy = ErrorFeedback(experiment, on_round=on_round, checkpoint=checkpoint)
+    strategy = ErrorFeedback(
+        experiment,
+        on_round=on_round,
+        checkpoint=checkpoint,
+        policies=service.policies,
+        mirror=store.rows,
+    )
     rounds = experiment.config.num_rounds - checkpoint.server.round
     status = "completed"
     try:
@@ -85,8 +90,16 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
     recorder.finish(strategy.session, status=status)
 
 
-def _opened(experiment: Experiment, out: Path, service: Service) -> tuple[RunFolder, Checkpoint]:
+def _opened(
+    experiment: Experiment, out: Path, service: Service
+) -> tuple[RunFolder, ServerStore, Checkpoint]:
     """A new run's folder and start, or an old one's."""
+    every = service.server_checkpoint_every
+    if service.on_lost_state in MIRRORED and every != 1:
+        raise ConfigError(
+            f"on-lost-state={service.on_lost_state}: its mirror needs server-checkpoint-every=1, "
+            f"got {every}"
+        )
     if service.resume is not None:
         if service.out is not None and Path(service.out) != Path(service.resume):
             raise ConfigError(
@@ -96,14 +109,16 @@ def _opened(experiment: Experiment, out: Path, service: Service) -> tuple[RunFol
         folder, before = RunFolder.open(Path(service.resume))
         require_same_run(folder, before, experiment.config)
         folder.require_checkpoint()
-        checkpoint = read_checkpoint(folder.checkpoint_path, experiment=experiment)
+        store = ServerStore(folder.checkpoint_path, experiment, service.policies)
+        checkpoint = store.load()
         cut_back(folder, experiment.config, checkpoint.server.round)
-        return folder, checkpoint
+        return folder, store, checkpoint
     folder = RunFolder.create(out, experiment.config, engine="flower")
+    store = ServerStore(folder.checkpoint_path, experiment, service.policies)
+    if store.mirror is not None:
+        log(INFO, "fedef: the mirror of all g_i takes up to %.3g MB", store.mirror_bytes / 1e6)
     checkpoint = Checkpoint(experiment.server().state, token=secrets.token_hex(16))
-    if service.server_checkpoint_every:
-        write_checkpoint(folder.checkpoint_path, checkpoint, experiment=experiment)
-    return folder, checkpoint
+    return folder, store, store.save(checkpoint) if every else checkpoint
 
 
 app = make_app()

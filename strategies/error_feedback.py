@@ -16,9 +16,10 @@ from flwr.serverapp.strategy import Strategy
 from fedef.checkpoint import Checkpoint
 from fedef.errors import ConfigError, CorruptPayload, FedefError
 from fedef.experiment import Experiment
+from fedef.members import Policies
 from fedef.messages import Task
 from fedef.recorder import named_model
-from fedef.server_session import RoundReport, ServerSession, client_weights
+from fedef.server_session import DEFAULT_POLICIES, RoundReport, Rows, ServerSession, client_weights
 from fedef.vectors import Vector
 from strategies.records import content_of, reply_from
 from strategies.wire import envelope_bytes
@@ -49,6 +50,10 @@ class ErrorFeedback(Strategy):
     checkpoint
         What to go on from; None: the experiment's start. Its token names the run in the clients'
         stores.
+    policies
+        What to do about clients that fail or lie.
+    mirror
+        Every client's g_i, for the policies that need it.
 
     Notes
     -----
@@ -64,12 +69,16 @@ class ErrorFeedback(Strategy):
         round_seconds: float = 3600.0,
         start_seconds: float = 600.0,
         checkpoint: Checkpoint | None = None,
+        policies: Policies = DEFAULT_POLICIES,
+        mirror: Rows | None = None,
     ) -> None:
         self._experiment = experiment
         self._on_round = on_round
         self._round_seconds = round_seconds
         self._start_seconds = start_seconds
         self._checkpoint = checkpoint or Checkpoint(experiment.server().state)
+        self._policies = policies
+        self._mirror = mirror
         self._nodes: dict[int, int] = {}
         self._sent: dict[int, Message] = {}
         self._failed_rounds = 0
@@ -132,7 +141,11 @@ class ErrorFeedback(Strategy):
         for message in arrived:
             if not message.has_error():
                 self._receive(message, senders.get(message.metadata.src_node_id))
+        excluded = set(self.session.members.excluded)
         report = self.session.end_round()
+        for client, why in self.session.members.excluded.items():
+            if client not in excluded:
+                log(WARNING, "fedef: client %d is excluded from here on: %s", client, why)
         envelope = self._envelope_bytes(arrived)
         self._sent = {}
         self._on_round(report, self.session, envelope)
@@ -215,7 +228,12 @@ class ErrorFeedback(Strategy):
                 f"the clients' weights are {weights}, the run began with {started.weights}: the "
                 "data on a node has changed; restore it, or start a new run"
             )
-        return self._experiment.server(weights=weights, state=started.server)
+        return self._experiment.server(
+            weights=weights,
+            state=started.server,
+            policies=self._policies,
+            mirror=self._mirror,
+        )
 
     def _message(self, task: Task) -> Message:
         task = replace(task, token=self._checkpoint.token)
@@ -225,14 +243,18 @@ class ErrorFeedback(Strategy):
         try:
             reply = reply_from(message.content)
         except CorruptPayload:
-            self.session.refuse("malformed")
+            self._refuse("malformed", sender)
             return
         if reply.client != sender:
-            self.session.refuse("alien")
+            self._refuse("alien", sender)
             return
         reason = self.session.receive(reply)
         if reason is not None:
             log(WARNING, "fedef: a reply of client %d was refused: %s", reply.client, reason)
+
+    def _refuse(self, reason: str, sender: int | None) -> None:
+        log(WARNING, "fedef: a reply of client %s was refused: %s", sender, reason)
+        self.session.refuse(reason, sender)
 
     def _stop_on(self, failures: list[str], *, hopeless: bool) -> None:
         dead = [reason for reason in failures if "ActorDied" in reason]

@@ -1,6 +1,8 @@
 """Both ends die and come back on Flower: the same bits as a run in which nobody died."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 from local_grid import LocalGrid
 
+from fedef import durable
 from fedef.config import Config
 from fedef.errors import ConfigError, FedefError, StateMismatch
 from fedef.experiment import Experiment
@@ -141,3 +144,120 @@ def test_the_service_keys_are_strict():
     with pytest.raises(ConfigError, match="server-checkpoint-every.*greater than or equal to 0"):
         Service.from_run_config({"server-checkpoint-every": -1})
     assert Service.from_run_config({**CONFIG.to_flat(), **Service().to_flat()}) == Service()
+
+
+def after_round(round, action):
+    """Call `action` once when the first reply of the round after `round` is due."""
+    done = []
+
+    def tamper(message, partition):
+        fields = message.content.config_records.get("fields", {}) if message.has_content() else {}
+        if fields.get("round", 0) > round and not done:
+            done.append(action())
+        return message
+
+    return tamper
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def client_file(tmp_path, client):
+    (path,) = (tmp_path / "nodes").glob(f"*/client-{client}.fdf")
+    return path
+
+
+WAYS_OUT = ("evict-by-reset", "dense-resync", "evict-by-mirror", "hand-back")
+
+
+@pytest.mark.parametrize("policy", WAYS_OUT)
+def test_a_client_on_an_empty_disk_is_met_as_the_policy_says(tmp_path, policy):
+    nodes = grid(tmp_path, tamper=after_round(3, lambda: client_file(tmp_path, 2).unlink()))
+    run(nodes, EXPERIMENT, tmp_path / "run", Service(on_lost_state=policy))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["refusals"] == {"lost-state": 1}
+    assert summary["refused-clients"] == {"2": 1}
+    assert summary["excluded"] == {}
+    assert (tmp_path / "run" / "mirror.npy").exists() == (policy in WAYS_OUT[2:])
+
+
+@pytest.mark.parametrize("policy", WAYS_OUT)
+def test_a_repair_survives_the_servers_death(tmp_path, policy):
+    """Lost in round 5, noticed in 7: killed around that, the server ends with the same bits."""
+    service = Service(on_lost_state=policy)
+
+    def lose():
+        client_file(tmp_path / name, 2).unlink()
+
+    name = "whole"
+    run(grid(tmp_path / name, tamper=after_round(4, lose)), EXPERIMENT, tmp_path / name, service)
+    expected = results(tmp_path / name)
+    for at in (14, 20, 22):
+        name = str(at)
+        die, lost = killing(at), after_round(4, lose)
+
+        def both(message, partition, die=die, lost=lost):
+            return die(lost(message, partition), partition)
+
+        with pytest.raises(Killed):
+            run(grid(tmp_path / name, tamper=both), EXPERIMENT, tmp_path / name, service)
+        again = Service(on_lost_state=policy, resume=str(tmp_path / name))
+        run(grid(tmp_path / name, seed=2), EXPERIMENT, tmp_path, again)
+        assert results(tmp_path / name) == expected
+
+
+def spoil(tmp_path):
+    path = client_file(tmp_path, 2)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_corrupt_state_file_stops_its_client_and_nobody_else(tmp_path, caplog):
+    run(
+        grid(tmp_path, tamper=after_round(3, lambda: spoil(tmp_path))),
+        EXPERIMENT,
+        tmp_path / "run",
+    )
+    lines = lines_of(tmp_path / "run")
+    assert len(lines) == CONFIG.num_rounds
+    assert [2] in [line["missing"] for line in lines[4:]]
+    assert all(line["missing"] in ([], [2]) for line in lines)
+    assert "client-2.fdf' is corrupt" in caplog.text
+
+
+def test_a_full_disk_stops_its_client_and_nobody_else(tmp_path, monkeypatch, caplog):
+    write = durable.write_atomically
+
+    def full(path, data):
+        if path.name == "client-2.fdf" and path.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(durable, "write_atomically", full)
+    run(grid(tmp_path), EXPERIMENT, tmp_path / "run")
+    lines = lines_of(tmp_path / "run")
+    assert len(lines) == CONFIG.num_rounds
+    assert [2] in [line["missing"] for line in lines]
+    assert all(line["missing"] in ([], [2]) for line in lines)
+    assert "No space left on device; free space, or give the node another state-dir" in caplog.text
+
+
+def test_a_poisoner_is_excluded_and_reported(tmp_path, caplog):
+    def poison(message, partition):
+        if partition == 2 and message.metadata.message_type == "train":
+            del message.content["payloads"]
+        return message
+
+    service = Service(max_refusals=3)
+    run(grid(tmp_path, tamper=poison), EXPERIMENT, tmp_path / "run", service)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["excluded"] == {"2": "malformed"}
+    assert summary["refused-clients"] == {"2": 3}
+    assert "client 2 is excluded from here on: malformed" in caplog.text
+
+
+def test_a_mirror_needs_a_checkpoint_each_round(tmp_path):
+    service = Service(on_lost_state="hand-back", server_checkpoint_every=2)
+    with pytest.raises(ConfigError, match="needs server-checkpoint-every=1, got 2"):
+        run(grid(tmp_path), EXPERIMENT, tmp_path / "run", service)

@@ -6,6 +6,7 @@ are counted in every row and never enter a mean; `complete` says whether there w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -49,15 +50,17 @@ def estimate(values: ArrayLike, *, seed: int = 0) -> Estimate:
     mean = float(sample.mean())
     if np.ptp(sample) == 0:  # BCa divides by the spread
         return Estimate(n, mean, mean, mean, mean, mean)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * sample.std(ddof=1) / sqrt(n))
-    resampled = stats.bootstrap(
-        (sample,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is then NaN
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * sample.std(ddof=1) / sqrt(n))
+        resampled = stats.bootstrap(
+            (sample,),
+            np.mean,
+            confidence_level=CONFIDENCE,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return Estimate(n, mean, mean - half, mean + half, float(resampled.low), float(resampled.high))
 
 

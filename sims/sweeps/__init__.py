@@ -26,9 +26,10 @@ The file::
 A cell is one value of each axis, a run is a cell with a seed. What a sweep leaves in its folder::
 
     sweep.toml         the sweep, as it was given
-    sweep.json         name; axes: {name: [values in order]}; seeds; tune (grid, seeds, per, metric
-                       and choices: [{group, values, edge, scores}]) or null; code: the version's
-                       hash; counts: {status: number of runs}
+    sweep.json         name; axes: {name: [values in order]}; columns: AXIS and KEY below; identity:
+                       those of them that tell the cells apart; seeds; tune (grid, seeds, per,
+                       metric and choices: [{group, values, edge, scores}]) or null; code: the
+                       version's hash; counts: {status: number of runs}
     runs/RUN/          every run that ended: config.toml, environment.json, rounds.jsonl,
                        summary.json; failure.json where it crashed. RUN is the hash of the
                        configuration and the code's version

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 
 def sweep_command(
@@ -34,20 +35,19 @@ def sweep_command(
     A run that diverges or crashes is recorded and the sweep goes on. Stop it at any moment and
     call it again: it continues. 'fedef report FOLDER' draws the results.
     """
-    from sims.sweeps.display import Display
+    from sims.sweeps.display import Display, summary_table
     from sims.sweeps.sweep import FOLDER, run_sweep
 
-    console = Console(stderr=True)
-    with Display(console) as display:
+    with Display(Console(stderr=True)) as display:
         results = run_sweep(file, out=out, workers=workers, watch=display)
-    folder = results.attrs[FOLDER]
+    console = Console(soft_wrap=True)
+    console.print(summary_table(results))
     counts = results["status"].value_counts().sort_index()
-    print(", ".join(f"{count} runs {status}" for status, count in counts.items()))
-    print(f"results in {folder}")
+    console.print(", ".join(f"{count} runs {status}" for status, count in counts.items()))
+    for error in results["error"].dropna().unique()[:5]:
+        console.print(Text(f"crashed: {error}"))
     at_end = results[(results["phase"] == "report") & results["edge"].fillna(False)]
     if len(at_end):
-        print(
-            f"{at_end['cell'].nunique()} cells use a value at an end of the tuning grid: widen it"
-        )
-    for error in results["error"].dropna().unique()[:5]:
-        print(f"crashed: {error}")
+        cells = at_end["cell"].nunique()
+        console.print(f"{cells} cells use a value at an end of the tuning grid: widen it")
+    console.print(Text(f"results in {results.attrs[FOLDER]}"))

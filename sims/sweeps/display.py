@@ -8,13 +8,16 @@ from statistics import fmean
 from types import TracebackType
 from typing import Self
 
+import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from sims.sweeps.sweep import Run, Watch
+from sims.statistics import summarize
+from sims.sweeps.plan import Plan
+from sims.sweeps.sweep import CELL, Run, Watch
 from sims.sweeps.tables import Record
 
 ROWS = 30
@@ -52,6 +55,10 @@ class Display(Watch):
         """Leave the last picture."""
         self._live.stop()
 
+    def sweep_began(self, plan: Plan) -> None:
+        """Know what tells its cells apart."""
+        self._identity = plan.identity
+
     def phase_began(self, phase: str, runs: list[Run], ended: Mapping[str, Record]) -> None:
         """A bar and an empty table for the phase."""
         self._cells, self._counts = {}, Counter()
@@ -75,13 +82,12 @@ class Display(Watch):
         shown = sorted(list(self._cells.items())[-ROWS:])
         if not shown:
             return Group(self._progress)
-        columns = shown[0][1][0][0].cell.columns
-        table = Table(*columns, "ended", "diverged", "crashed", "loss", "accuracy", box=None)
+        table = Table(*self._identity, "ended", "diverged", "crashed", "loss", "accuracy", box=None)
         for number, runs in shown:
             records = [record for _, record in runs]
             status = Counter(record["status"] for record in records)
             table.add_row(
-                *(_text(value) for value in runs[0][0].cell.columns.values()),
+                *(_text(runs[0][0].cell.columns[name]) for name in self._identity),
                 f"{len(runs)} of {self._expected[number]}",
                 _bad(status["diverged"]),
                 _bad(status["failed"] + status["killed"]),
@@ -92,7 +98,7 @@ class Display(Watch):
 
 
 def _text(value: object) -> Text:
-    return Text("-" if value is None else str(value))
+    return Text("-" if pd.isna(value) else str(value))
 
 
 def _bad(count: int) -> Text:
@@ -104,3 +110,24 @@ def _mean(records: list[Record], name: str) -> str:
     values = [r.get(name) for r in records if r["status"] == "completed"]
     known = [value for value in values if value is not None]
     return f"{fmean(known):.4g}" if known else "-"
+
+
+def summary_table(results: pd.DataFrame) -> Table:
+    """Mean and 95 % t interval of each cell over its completed runs."""
+    by = results.attrs[CELL]
+    results = results.astype(dict.fromkeys(by, object))
+    metric = "test-accuracy" if results["test-accuracy"].notna().any() else "final-loss"
+    table = Table(title=f"{metric}: mean, 95 % t interval", title_justify="left", box=None)
+    for column in (*by, "n", "mean", "interval", "diverged", "crashed"):
+        table.add_column(column, no_wrap=column == "interval")
+    for _, row in summarize(results, by, metric).iterrows():
+        cell = [_text(row[name]) for name in by]
+        found = [
+            f"{row['n']} of {row['runs']}",
+            f"{row['mean']:.4g}",
+            f"[{row['low']:.3g}, {row['high']:.3g}]",
+            str(row["diverged"] or ""),
+            str(row["crashed"] or ""),
+        ]
+        table.add_row(*cell, *map(Text, found))
+    return table

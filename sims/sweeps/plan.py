@@ -59,6 +59,8 @@ class Plan:
     """Values, or combinations' names, by axis."""
     columns: tuple[str, ...]
     """Of `Cell`, then the tuned keys."""
+    identity: tuple[str, ...]
+    """Those that tell the cells apart: the axes, and keys that the axes' names do not settle."""
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     tuning: Tuning | None
@@ -106,6 +108,7 @@ def make_plan(source: Mapping[str, Any], *, name: str = "sweep") -> Plan:
         source=dict(source),
         axes={axis: tuple(dict.fromkeys(label for label, _ in ps)) for axis, ps in axes.items()},
         columns=(*columns, *tune),
+        identity=(*axes, *_unsettled(axes, cells)),
         cells=cells,
         seeds=seeds,
         tuning=tuning,
@@ -148,6 +151,19 @@ def _columns(
     flat = Config.from_flat({**keys, **tuned}).to_flat()
     values = {key: flat[key] if key in keys else None for key in varied}
     return {**values, **labels} if not labels else {**labels, **_without(values, labels)}
+
+
+def _unsettled(axes: Mapping[str, _Points], cells: Sequence[Cell]) -> list[str]:
+    """Keys with several values among the cells of the same names."""
+
+    def distinct(*names: str) -> int:
+        return len({tuple(cell.columns[name] for name in names) for cell in cells})
+
+    return [
+        key
+        for key in cells[0].columns
+        if key not in axes and distinct(*axes, key) > distinct(*axes)
+    ]
 
 
 def _without(

@@ -35,8 +35,8 @@ from sims.sweeps.tables import (
 )
 from sims.sweeps.tuning import Choice, choose
 
-FOLDER = "folder"
-"""Attribute of the results: where the sweep's files are."""
+FOLDER, CELL = "folder", "cell"
+"""Attributes of the results: where the sweep's files are; the columns that tell cells apart."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Run:
 
 class Watch:
     """Told how a sweep goes; this one does nothing."""
+
+    def sweep_began(self, plan: Plan) -> None:
+        """A sweep begins."""
 
     def phase_began(self, phase: str, runs: list[Run], ended: Mapping[str, Record]) -> None:
         """A phase of these runs begins; the records of those that ended before, by key."""
@@ -140,6 +143,7 @@ class Sweep:
             "name": plan.name,
             "axes": plan.axes,
             "columns": plan.columns,
+            "identity": plan.identity,
             "seeds": plan.seeds,
             "tune": tuning
             and {
@@ -189,7 +193,7 @@ def run_sweep(
     Returns
     -------
     pandas.DataFrame
-        As in ``results.parquet``.
+        As in ``results.parquet``; `attrs` hold the folder and the columns that tell cells apart.
 
     Raises
     ------
@@ -202,6 +206,7 @@ def run_sweep(
     folder = Path(out) if out is not None else Path("runs") / plan.name
     with _claimed(folder):
         sweep = Sweep(plan, folder.resolve(), watch or Watch())
+        sweep.watch.sweep_began(plan)
         write_atomically(folder / "sweep.toml", tomli_w.dumps(plan.source).encode())
         done: list[Run] = []
         choices: dict[Group, Choice] = {}
@@ -217,7 +222,7 @@ def run_sweep(
                 sweep.carry_out(pool, reported, "report")
         finally:
             results = sweep.write(done, choices)
-        results.attrs[FOLDER] = str(folder)
+        results.attrs.update({FOLDER: str(folder), CELL: list(plan.identity)})
         return results
 
 

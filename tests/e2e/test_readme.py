@@ -19,6 +19,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.M | re.S)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 PROGRAMS = [text for kind, text in BLOCKS if kind == "python"]
 LOOP, LIBRARY, *APP = PROGRAMS
+(SWEEP,) = [text for kind, text in BLOCKS if kind == "toml"]
 
 
 def test_make_commands_are_those_that_ci_runs():
@@ -54,6 +55,7 @@ def test_the_commands_run(tmp_path):
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     commands = [c for c in COMMANDS if not c.startswith("make") and NEEDS_DATA not in c]
     assert len(commands) >= 10
+    (tmp_path / "alpha.toml").write_text(SWEEP)
     for command in commands:
         result = subprocess.run(
             shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True

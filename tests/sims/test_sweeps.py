@@ -14,8 +14,11 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+import sims
 from fedef.config import Config, read_toml
 from fedef.errors import ConfigError
+from sims import cli
+from sims.examples import heterogeneity, k_against_bytes, step_size
 from sims.sweeps import one_run
 from sims.sweeps.one_run import run_into
 from sims.sweeps.plan import config_of, make_plan
@@ -121,6 +124,7 @@ def test_the_flagship_is_what_it_says():
     assert len(plan.cells) == 5 * (3 + 3 + 1 + 1)
     assert len(plan.cells) * (len(plan.tuning.grid) * len(plan.tuning.seeds) + 5) == 400
     assert len({plan.group(cell) for cell in plan.cells}) == 8
+    assert plan.identity == ("dirichlet-alpha", "method", "k-fraction")
     gradients = set()
     for cell in plan.cells:
         config = config_of(cell, 0, plan.tuning.grid[0])
@@ -299,6 +303,49 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_into(Config.from_flat(BASE).to_flat(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the command line, the Python door and its examples ------------------------------------------
+
+
+def test_the_command_shows_what_ended_and_how(tmp_path, monkeypatch, capsys):
+    import tomli_w
+
+    monkeypatch.chdir(tmp_path)
+    Path("rough.toml").write_text(tomli_w.dumps({**ROUGH, "tune": {"momentum-eta": [0.1, 1.0]}}))
+    monkeypatch.setattr(sys, "argv", ["fedef", "sweep", "rough.toml", "--workers", "0"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr().out
+    assert not end.value.code
+    assert "7 runs completed, 7 runs diverged, 7 runs failed" in printed
+    assert "crashed: ConfigError: top-k: k must be in [1, d=10], got 11" in printed
+    assert "3 cells use a value at an end of the tuning grid" in printed
+    assert "results in runs/rough" in printed
+    assert Path("runs/rough/results.parquet").is_file()
+
+
+def test_a_bad_file_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fedef", "sweep", str(tmp_path / "none.toml")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "none.toml': No such file or directory" in capsys.readouterr().err
+
+
+def test_the_door_is_the_same_code():
+    assert sims.sweep is run_sweep
+
+
+def test_the_examples_run_small(tmp_path, capsys):
+    out = [str(tmp_path / name) for name in "abc"]
+    steps = step_size.main(seeds=2, rounds=3, out=out[0], workers=0)
+    assert steps["runs"].tolist() == [2] * 10
+    costs = k_against_bytes.main(seeds=1, rounds=2, target=0.2, out=out[1], workers=0)
+    assert costs["reached"].sum() > 0
+    differences = heterogeneity.main(seeds=2, rounds=1, out=out[2], workers=0)
+    assert differences["n"].tolist() == [2, 2, 2]
+    assert "Holm" in capsys.readouterr().out
 
 
 # --- Ray -----------------------------------------------------------------------------------------

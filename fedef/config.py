@@ -128,7 +128,9 @@ class Config(BaseModel):
         "examples", description="weights w_i of the clients in f = sum w_i f_i"
     )
     buffers: Literal["average", "local"] = Field(
-        "average", description="batch-norm statistics: averaged densely, or kept by each client"
+        "average",
+        description="batch-norm statistics: averaged densely, or kept by each client (then no one "
+        "model can be evaluated: loss and accuracy are null)",
     )
     problem: Literal[
         "polynomial",

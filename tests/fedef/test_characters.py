@@ -162,6 +162,14 @@ def test_gradients_are_finite_differences(plays, name):
         assert gradient @ direction == pytest.approx(slope, rel=1e-4, abs=1e-5)
 
 
+def test_recurrent_networks_are_not_batched(plays):
+    """torch.func does not know them: the run stops with the way out."""
+    settings = {"problem": "char-gru", "data": str(plays), "partitioner": "natural"}
+    flat = {**settings, "num-clients": 4, "local-batch-size": 1, "batched": True}
+    with pytest.raises(ConfigError, match="char-gru: .*set batched=false"):
+        InlineEngine(Experiment.build(Config.from_flat(flat))).round()
+
+
 def test_loss_and_accuracy_are_per_character(plays):
     """Scores that are biases alone: loss is their cross-entropy, one guess for all characters."""
     problem = problem_of(plays, num_clients=2)

@@ -336,6 +336,28 @@ def test_error_feedback_learns_fashion_mnist(data_dir, problem, rounds):
     assert after.test_accuracy > 0.55
 
 
+@pytest.mark.slow
+def test_resnet20_learns_cifar10_from_minibatches(data_dir):
+    """270k parameters, 5 clients, top-k 1 %: the loss that the clients report falls by a third."""
+    settings = config(
+        data_dir,
+        problem="resnet20",
+        data="cifar10",
+        num_clients=5,
+        train_examples=2000,
+        method="norm-ef21-sgdm",
+        k_fraction=0.01,
+        momentum_eta=0.2,
+        step_size=0.2,
+        schedule="constant",
+        local_batch_size=16,
+    )
+    engine = InlineEngine(Experiment.build(settings))
+    losses = [engine.round().train_loss for _ in range(40)]
+    assert engine.server.x.size == 269722
+    assert np.mean(losses[-10:]) < 0.67 * np.mean(losses[:3])
+
+
 @pytest.mark.parametrize("buffers", ["average", "local"])
 def test_resnet20_resumes_with_the_same_bits(small_sets, buffers):
     """Two rounds equal one round, its states handed on, and one more; 40 images, 2 clients."""

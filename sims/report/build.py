@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedef.config import Config
@@ -11,7 +12,7 @@ from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from sims.page.drawing import png, svg
 from sims.partition_picture import Dealt, picture
-from sims.report import tables
+from sims.report import comparisons, tables
 from sims.report.charts import Chart, drawing
 from sims.report.figures import convergence, over_heterogeneity, sensitivity
 from sims.report.groups import Groups, group
@@ -19,32 +20,44 @@ from sims.report.page import Figure, Section, render
 from sims.report.runs import Material, read
 
 
-def build(folders: list[Path], out: Path, *, title: str = "", partitions: bool = True) -> Path:
+@dataclass(frozen=True)
+class Wishes:
+    """What may be chosen about a page."""
+
+    title: str = ""
+    """Empty: the names of the sweeps or folders."""
+    partitions: bool = True
+    """Whether to deal the data again and draw it; needs the data."""
+    target: float | None = None
+    """Of the main metric (test accuracy, else loss); None: from the best method."""
+    reference: str = ""
+    """Label of the method that the others are compared with; empty: all pairs, if not too many."""
+
+
+def build(folders: list[Path], out: Path, wishes: Wishes | None = None) -> Path:
     """Write ``index.html`` and ``figures/*.png`` and ``*.csv`` into `out`; return the page.
 
     Parameters
     ----------
     folders
         Of runs and sweeps.
-    title
-        Of the page; empty: the folders' names.
-    partitions
-        Whether to deal the data again and draw it; needs the data.
 
     Raises
     ------
     ConfigError
-        If a folder holds neither a run nor a sweep, or `out` cannot be written.
+        If a folder holds neither a run nor a sweep, no method is called as the reference, or `out`
+        cannot be written.
     """
+    wishes = wishes or Wishes()
     material = read(folders)
     groups = group(material)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        sections = _sections(material, groups, out / "figures", partitions=partitions)
+        sections = _sections(material, groups, out / "figures", wishes)
         page = out / "index.html"
         page.write_text(
             render(
-                title or f"Report: {', '.join(material.sources)}",
+                wishes.title or f"Report: {', '.join(material.sources)}",
                 _lead(material, groups),
                 _facts(material, groups),
                 groups,
@@ -59,9 +72,7 @@ def build(folders: list[Path], out: Path, *, title: str = "", partitions: bool =
     return page
 
 
-def _sections(
-    material: Material, groups: Groups, files: Path, *, partitions: bool
-) -> list[Section]:
+def _sections(material: Material, groups: Groups, files: Path, wishes: Wishes) -> list[Section]:
     conditions = range(len(groups.conditions))
     rounds = [
         _drawn(chart, files, condition=condition)
@@ -89,6 +100,7 @@ def _sections(
             "What each method reached, and what it cost.",
             tables=tuple((tables.results(groups, c), c) for c in conditions),
         ),
+        _comparisons(groups, wishes),
         Section(
             "heterogeneity",
             "Heterogeneity",
@@ -107,7 +119,7 @@ def _sections(
             "partitions",
             "Partitions",
             "Who holds what, dealt again from the configuration of the first seed.",
-            tuple(_partitions(groups, files)) if partitions else (),
+            tuple(_partitions(groups, files)) if wishes.partitions else (),
         ),
         Section(
             "lost",
@@ -128,6 +140,30 @@ def _sections(
             tables=((tables.environments(material), None),),
         ),
     ]
+
+
+def _comparisons(groups: Groups, wishes: Wishes) -> Section:
+    """Statistics, and what they cannot say."""
+    about = "Intervals, differences on the same seeds, and what it takes to reach a target."
+    paired: dict[int, tables.Table] = {}
+    if len(groups.series) > 1:
+        try:
+            paired = comparisons.differences(groups, wishes.reference)
+        except ConfigError as error:
+            if wishes.reference:
+                raise
+            about += f" Runs are not paired: {error}."
+    found: list[tuple[tables.Table, int | None]] = []
+    for condition in range(len(groups.conditions)):
+        if not groups.of_condition(condition):
+            continue
+        found.append((comparisons.intervals(groups, condition), condition))
+        if condition in paired:
+            found.append((paired[condition], condition))
+        cost = comparisons.costs(groups, condition, wishes.target)
+        if cost is not None:
+            found.append((cost, condition))
+    return Section("comparisons", "Comparisons", about, tables=tuple(found))
 
 
 def _drawn(chart: Chart, files: Path, *, condition: int | None = None, choice: str = "") -> Figure:

@@ -23,6 +23,17 @@ def report_command(
     partitions: Annotated[
         bool, typer.Option(help="Deal the data again and draw who holds what.")
     ] = True,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Test accuracy (loss, where there is none) whose cost is asked. Default: 95 % of "
+            "the best method's (twice its loss)."
+        ),
+    ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(help="Method, as the page calls it, that all others are compared with."),
+    ] = "",
 ) -> None:
     r"""Write one page about runs: curves, intervals, tables, partitions, configurations.
 
@@ -34,7 +45,9 @@ def report_command(
     OUT/figures, as PNG and CSV.
     """
     # Imported here: matplotlib, pandas and scipy take seconds that the other commands do not need.
-    from sims.report.build import build
+    from sims.report.build import Wishes, build
 
-    page = build(folders, out or folders[0] / "report", title=title, partitions=partitions)
+    page = build(
+        folders, out or folders[0] / "report", Wishes(title, partitions, target, reference)
+    )
     _out.print(f"page: {page}", highlight=False, soft_wrap=True)

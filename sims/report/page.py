@@ -62,6 +62,7 @@ footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem}
 grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr))}
 section{scroll-margin-top:8rem}
 .scroll caption{max-width:calc(100vw - 28px)}
+.scroll th[scope=row]{white-space:normal;min-width:8.6rem}
 }
 @media print{.controls{position:static}}
 """
@@ -246,7 +247,7 @@ def _table(table: Table, condition: int | None, groups: Groups) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text[:1].isdigit() or text[:1] in "-−<" or text == ""
+    return text[:1].isdigit() or text[:1] in "-−<>" or text == ""
 
 
 def _kind(cell: str, number: bool) -> str:

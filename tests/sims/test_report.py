@@ -7,12 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from fedef.config import Config
 from fedef.errors import ConfigError
 from sims.cli import app
 from sims.inline_run import run_inline
+from sims.report import comparisons
 from sims.report.averages import alone, over_bytes, over_rounds, t_interval
 from sims.report.build import build
 from sims.report.groups import group
@@ -126,6 +128,65 @@ def test_a_diverged_run_counts_but_is_in_no_mean():
     assert cell.values("final-loss").tolist() == [2, 4]
 
 
+# --- comparisons -----------------------------------------------------------------------------
+
+
+def compared(accuracies, statuses=None):
+    """Runs with the keys k = 1, 2, ... and one accuracy for each seed."""
+    runs = []
+    for k, of_seeds in enumerate(accuracies, start=1):
+        for seed, accuracy in enumerate(of_seeds):
+            curves = {
+                "round": [1, 2],
+                "total-uplink-bytes": [1e6 * k, 2e6 * k],
+                "test-accuracy": [accuracy / 2, accuracy],
+            }
+            status = (statuses or {}).get((k, seed), "completed")
+            numbers = {"test-accuracy": accuracy}
+            runs.append(made_run(seed, status, curves, numbers, k=k))
+    return group(Material(tuple(runs), (), (), (), ()))
+
+
+def test_pairs_are_compared_on_the_seeds_of_both():
+    groups = compared([[0.5, 0.6, 0.8], [0.4, 0.4, 0.5]], {(2, 2): "diverged"})
+    table = comparisons.differences(groups)[0]
+    ((first, second, n, difference, interval, p, holm),) = table.rows
+    assert (first, second, n) == ("norm-ef21-sgdm, k 1", "norm-ef21-sgdm, k 2", "2 of 3")
+    assert difference == "0.15"  # mean of 0.1 and 0.2
+    # t_{0.975,1} s/sqrt(2) = 12.7062 * 0.05
+    assert interval == "−0.4853 to 0.7853"
+    assert p == holm == f"{2 * stats.t.sf(3, 1):.3f}"
+    assert "over all 1 comparisons" in table.caption
+
+
+def test_many_methods_are_compared_with_one():
+    groups = compared([[0.1 * k, 0.2 * k] for k in range(1, 7)])
+    label = groups.series[4].label
+    for reference, second in (("", groups.series[0].label), (label, label)):
+        rows = comparisons.differences(groups, reference)[0].rows
+        assert [row[1] for row in rows] == [second] * 5
+    with pytest.raises(ConfigError, match="reference: no method is 'k 99'; one of"):
+        comparisons.differences(groups, "k 99")
+
+
+def test_one_seed_gives_no_differences():
+    assert comparisons.differences(compared([[0.5], [0.6]])) == {}
+
+
+def test_what_a_target_costs():
+    groups = compared([[0.9, 0.8], [0.4, 0.4]], {(2, 1): "diverged"})
+    table = comparisons.costs(groups, 0, 0.4)
+    assert [row[1:] for row in table.rows] == [
+        ("2 of 2", "0", "0", "1", "1"),
+        ("2 of 2", "0", "1", "2", "4"),  # the one that diverged had reached it before
+    ]
+    table = comparisons.costs(groups, 0)  # 95 % of 0.85
+    assert [row[1:] for row in table.rows] == [
+        ("1 of 2", "1", "0", "2", "2"),
+        ("0 of 2", "1", "1", "> all", "> all"),
+    ]
+
+
 # --- folders ---------------------------------------------------------------------------------
 
 
@@ -236,6 +297,7 @@ def test_the_command_writes_into_the_first_folder(tmp_path):
     text = (tmp_path / "report" / "index.html").read_text()
     assert "n = 2 paired seeds" in text
     assert 'id="partitions"' not in text
+    assert "bootstrap interval of the mean" in text
     again = CliRunner().invoke(app, ["report", str(tmp_path), "--no-partitions"])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "report" / "index.html").read_text() == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -24,6 +25,7 @@ from sims.partition_command import partition_command
 from sims.report.command import report_command
 from sims.reproduce.command import reproduce_command
 from sims.settings import DataDir, read_settings
+from sims.sinks import Sinks, open_sinks
 from sims.sweeps.command import sweep_command
 
 app = typer.Typer(
@@ -86,6 +88,10 @@ def run(
         str, typer.Option(help="replace: another takes its place; stop: the run ends (ray).")
     ] = "replace",
     data_dir: DataDir = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard or mlflow: write there too, in the run's folder."),
+    ] = None,
 ) -> None:
     r"""Run one configuration and leave a folder with its metrics, summary and model.
 
@@ -111,11 +117,11 @@ def run(
                 "resume: the run keeps its configuration and folder; only num-rounds= may be given"
             )
         folder = resume
-        summary = _resume(resume, given, engine, checkpoint_every, ray_options)
+        summary = _resume(resume, given, engine, checkpoint_every, ray_options, sink or [])
     else:
         chosen = Config.from_flat({**(read_toml(config) if config else {}), **given})
         folder = out or _new_folder(chosen)
-        summary = _start(chosen, engine, folder, checkpoint_every, ray_options)
+        summary = _start(chosen, engine, folder, checkpoint_every, ray_options, sink or [])
     _show(summary, folder)
     if summary["status"] == "diverged":
         raise typer.Exit(EXIT_DIVERGED)
@@ -253,19 +259,27 @@ def edge_demo(
 
 
 def _start(
-    config: Config, engine: str, folder: Path, checkpoint_every: int, ray_options: dict[str, Any]
+    config: Config,
+    engine: str,
+    folder: Path,
+    checkpoint_every: int,
+    ray_options: dict[str, Any],
+    sink: list[str],
 ) -> Line:
     from sims.engines import start
 
+    sinks = open_sinks(sink, folder, config)
     with _Bar(config.num_rounds) as bar:
-        return start(
+        summary = start(
             config,
             folder,
             engine=engine,
-            on_round=bar.advance,
+            on_round=bar.with_sinks(sinks),
             checkpoint_every=checkpoint_every,
             **ray_options,
         )
+    sinks.on_end(summary)
+    return summary
 
 
 def _resume(
@@ -274,6 +288,7 @@ def _resume(
     engine: str,
     checkpoint_every: int,
     ray_options: dict[str, Any],
+    sink: list[str],
 ) -> Line:
     from fedef.run_folder import RunFolder
     from sims.engines import opener
@@ -281,16 +296,19 @@ def _resume(
 
     open_engine = opener(engine, **ray_options)
     before = RunFolder.open(folder)[1]
-    wanted = Config.from_flat({**before.to_flat(), **given}).num_rounds
-    with _Bar(wanted) as bar:
-        return resume_run(
+    config = Config.from_flat({**before.to_flat(), **given})
+    sinks = open_sinks(sink, folder, config)
+    with _Bar(config.num_rounds) as bar:
+        summary = resume_run(
             folder,
             open_engine=open_engine,
             name=engine,
-            num_rounds=wanted,
-            on_round=bar.advance,
+            num_rounds=config.num_rounds,
+            on_round=bar.with_sinks(sinks),
             checkpoint_every=checkpoint_every,
         )
+    sinks.on_end(summary)
+    return summary
 
 
 def _new_folder(config: Config) -> Path:
@@ -320,6 +338,15 @@ class _Bar(Progress):
     def say(self, step: str) -> None:
         """Show what is being done before the first round."""
         self.update(self._bar, description=step)
+
+    def with_sinks(self, sinks: Sinks) -> Callable[[Line], None]:
+        """Both are told of a round."""
+
+        def tell(line: Line) -> None:
+            self.advance(line)
+            sinks.on_round(line)
+
+        return tell
 
     def advance(self, line: Line) -> None:  # type: ignore[override]  # a bar of one task
         """Show one line of rounds.jsonl."""

@@ -27,9 +27,9 @@ def intervals(groups: Groups, condition: int) -> Table:
     metric = main_metric(groups)
     found = summarize(_results(groups, [condition]), ["series"], metric)
     return Table(
-        f"{_WORDS[metric].capitalize()} after the last round: mean over the n seeds that completed, "
-        "with the 95 % t interval and the 95 % BCa bootstrap interval of the mean (9,999 "
-        "resamples).",
+        f"{_WORDS[metric].capitalize()} after the last round: mean over the n seeds that "
+        "completed, with the 95 % t interval and the 95 % BCa bootstrap interval of the mean "
+        "(9,999 resamples).",
         ("method", "n", "of runs", "diverged", "crashed", "mean", "95 % t", "95 % bootstrap"),
         tuple(
             (
@@ -81,7 +81,7 @@ def differences(groups: Groups, reference: str = "") -> dict[int, Table]:
     caption = (
         f"Differences in {_WORDS[metric]} ({better} is better), {compared}, on the same seeds: "
         "mean over the n seeds on which both completed, of those on which both ran, with the 95 % "
-        f"t interval; paired t test, Holm's correction over all {len(found)} comparisons of the page."
+        f"t interval; paired t test, Holm's correction over the page's {len(found)} comparisons."
     )
     return {
         int(condition): Table(

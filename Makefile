@@ -50,7 +50,7 @@ picture: install
 
 # Resolves pyproject.toml anew. A local build tag of torch ("+cpu") is not part of the pin.
 lock: install
-	$(BIN)/pip-compile --quiet --upgrade --extra dev --extra tensorboard --extra mlflow --strip-extras --allow-unsafe \
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --extra sims --extra tensorboard --extra mlflow --strip-extras --allow-unsafe \
 		--no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock

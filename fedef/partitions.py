@@ -76,9 +76,7 @@ def partition(
     if partitioner == "pathological":
         _require_all_classes_dealt(len(np.unique(labels)), num_clients, classes_per_client)
 
-    # Imported here: it takes two seconds, and only runs that deal data need it.
-    import datasets
-
+    datasets = _dealing_library()
     datasets.disable_progress_bars()
     order, owner = np.arange(len(labels)), labels
     if partitioner.startswith("natural"):
@@ -162,6 +160,19 @@ def _natural(
         client[np.sort(found[largest])] = np.arange(num_clients)
     order = np.flatnonzero(client[owners] >= 0)
     return order, client[owners[order]]
+
+
+def _dealing_library() -> Any:
+    """Hugging Face's datasets; imported late: it takes two seconds, and devices are without it."""
+    try:
+        import datasets
+        import flwr_datasets  # noqa: F401 - `_dealer` needs it
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"partitioner: dealing data to clients needs {error.name}, which is not installed here: "
+            "pip install 'fedef[sims]', or give each node data of its own"
+        ) from None
+    return datasets
 
 
 def _dealer(

@@ -214,7 +214,7 @@ class FlowerRun:
         if program is None:
             raise FedefError(
                 f"{command[0]} not found next to {sys.executable}; "
-                "install it with: pip install 'flwr[simulation]==1.39.0'"
+                "install it with: pip install 'fedef[sims]'"
             )
         return subprocess.Popen(  # noqa: S603 - our own command line, no shell
             [program, *command[1:]],

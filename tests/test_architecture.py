@@ -122,6 +122,53 @@ def test_fedef_itself_loads_neither_flower_nor_ray_nor_torch():
     assert (run.stdout, run.stderr) == ("[]\n", "")
 
 
+ON_NO_DEVICE = (
+    "ray",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "datasets",
+    "flwr_datasets",
+    "statsmodels",
+)
+
+
+def test_a_device_does_without_what_only_simulations_need():
+    """Everything of the device and the server is imported where the heavy libraries are missing."""
+    modules = [
+        path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        for path in SOURCES
+        if path.partition("/")[0] in ("fedef", "clients", "strategies")
+    ]
+    program = f"""
+import importlib, sys
+for missing in {ON_NO_DEVICE}:
+    sys.modules[missing] = None  # importing it raises ModuleNotFoundError
+for module in {[*modules, "sims.cli", "sims.credentials"]}:
+    importlib.import_module(module)
+from fedef.errors import ConfigError
+from fedef.experiment import Config, Experiment
+try:
+    Experiment.build(Config.from_flat({{}}))
+except ConfigError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "needs datasets, which is not installed here" in run.stdout
+
+
+def test_the_heavy_libraries_are_in_the_extra_for_simulations():
+    table = project()["project"]
+    names = {re.split(r"[\[=<>]", line)[0] for line in table["dependencies"]}
+    heavy = {re.split(r"[\[=<>]", line)[0] for line in table["optional-dependencies"]["sims"]}
+    on_no_device = {name.replace("_", "-") for name in ON_NO_DEVICE if name != "ray"}
+    assert not names & on_no_device
+    assert heavy >= on_no_device
+    assert "flwr[simulation]==1.39.0" in table["optional-dependencies"]["sims"]  # brings Ray
+    assert "cryptography>=46" in table["optional-dependencies"]["edge"]
+
+
 @each_source
 def test_everything_public_has_a_docstring(path):
     assert undocumented(SOURCES[path]) == []

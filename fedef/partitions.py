@@ -169,7 +169,7 @@ def _dealing_library() -> Any:
         import flwr_datasets  # noqa: F401 - `_dealer` needs it
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"partitioner: dealing data to clients needs {error.name}, which is not installed here: "
+            f"partitioner: dealing data to clients needs {error.name}, not installed here: "
             "pip install 'fedef[sims]', or give each node data of its own"
         ) from None
     return datasets

@@ -155,7 +155,7 @@ except ConfigError as error:
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "needs datasets, which is not installed here" in run.stdout
+    assert "needs datasets, not installed here" in run.stdout
 
 
 def test_the_heavy_libraries_are_in_the_extra_for_simulations():

@@ -9,11 +9,13 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run test test-slow lint bench picture lock clean
+.PHONY: help install run test test-slow test-latest lint audit bench picture lock clean
 help:
 	@echo "make run        the main job: flwr run on the digits, 10 clients  (ARGS='num-rounds=20')"
 	@echo "make test       linters, types and the fast tests"
 	@echo "make test-slow  the tests that take long"
+	@echo "make test-latest  the Flower tests on the latest Flower, in an environment of its own"
+	@echo "make audit      known weaknesses in our code and in the pinned packages"
 	@echo "make bench      speed against bare loops, side by side"
 	@echo "make picture    the README's figure, from new runs"
 	@echo "make install    only set up .venv"
@@ -42,6 +44,26 @@ test: lint
 test-slow: install
 	$(BIN)/pytest -m slow $(ARGS)
 
+# The newest Flower speaks HTTP in the place of gRPC; uv and cryptography are what it pins otherwise.
+LATEST := .venv-latest
+LATEST_FLWR := 1.41.0
+$(LATEST)/.ready: requirements.lock pyproject.toml
+	"$(PYTHON)" -m venv $(LATEST)
+	grep -vE '^(flwr|uv|cryptography)==' requirements.lock > $(LATEST)/requirements.txt
+	$(LATEST)/bin/pip install --quiet --disable-pip-version-check \
+		-r $(LATEST)/requirements.txt 'flwr[simulation]==$(LATEST_FLWR)'
+	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-latest: $(LATEST)/.ready
+	$(LATEST)/bin/pytest -m "not slow" tests/flower tests/sims/test_credentials.py $(ARGS)
+	$(LATEST)/bin/pytest -m slow tests/flower/test_simulation.py tests/flower/test_deployment.py $(ARGS)
+
+# pip-audit asks pypi.org for advisories: where only a mirror is reached, it can say nothing.
+audit: install
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive fedef clients strategies sims
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
+
 bench: install
 	$(BIN)/fedef bench $(ARGS)
 
@@ -56,4 +78,4 @@ lock: install
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

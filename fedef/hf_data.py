@@ -96,7 +96,7 @@ def _load(source: str, columns: Columns) -> dict[str, Any]:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(source)
         elif folder.exists():
-            loaded = datasets.load_dataset(source, columns.subset)
+            loaded = datasets.load_dataset(source, columns.subset)  # nosec B615
         else:
             name, _, revision = source.partition("@")
             loaded = datasets.load_dataset(name, columns.subset, revision=revision or None)

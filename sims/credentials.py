@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedef.errors import ConfigError
+from sims.flower_compat import superlink_addresses, supernode_options
 
 CONNECTION = "edge"
 DAYS = 825
@@ -106,9 +107,9 @@ class Credentials:
             *("--ssl-certfile", str(self.folder / "server.crt")),
             *("--ssl-keyfile", str(self.folder / "server.key")),
             "--enable-supernode-auth",
-            *("--fleet-api-type", "grpc-rere"),
-            *("--fleet-api-address", f"{_bound(self.host)}:{self.ports.fleet}"),
-            *("--host", "127.0.0.1", "--port", str(self.ports.control)),
+            *superlink_addresses(
+                _bound(self.host), fleet=self.ports.fleet, control=self.ports.control
+            ),
             *("--database", str(self.folder / "superlink.db")),
             "--disable-runtime-dependency-installation",
         ]
@@ -122,8 +123,7 @@ class Credentials:
         """Start a node, in its own folder."""
         return [
             "flower-supernode",
-            "--grpc-rere",
-            *("--superlink", f"{self.host}:{self.ports.fleet}"),
+            *supernode_options(self.host, fleet=self.ports.fleet, control=self.ports.control),
             *("--root-certificates", "ca.crt"),
             *("--auth-supernode-private-key", "key"),
             *("--node-config", f"partition-id={number} num-partitions={self.num_nodes}"),
@@ -223,7 +223,7 @@ def _alternative_names(host: str) -> list[x509.GeneralName]:
 
 def _bound(host: str) -> str:
     """Address to listen on: the loopback for itself, else all of the machine's."""
-    return "127.0.0.1" if host in LOOPBACK else "0.0.0.0"  # noqa: S104 - nodes are elsewhere
+    return "127.0.0.1" if host in LOOPBACK else "0.0.0.0"  # noqa: S104 - nodes are elsewhere # nosec B104
 
 
 def _name(common: str) -> x509.Name:

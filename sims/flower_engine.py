@@ -216,7 +216,7 @@ class FlowerRun:
                 f"{command[0]} not found next to {sys.executable}; "
                 "install it with: pip install 'fedef[sims]'"
             )
-        return subprocess.Popen(  # noqa: S603 - our own command line, no shell
+        return subprocess.Popen(  # noqa: S603 - our own command line, no shell # nosec B603
             [program, *command[1:]],
             cwd=folder or self.home / "work",
             env=self._environment | {HOME_VARIABLE: str(folder or self.home)},

@@ -100,7 +100,7 @@ def _own(resources: Resources, workers: int | None) -> Iterator[None]:
     # Ray puts sockets below the folder, whose paths may have 107 characters: not below TMPDIR.
     with tempfile.TemporaryDirectory(
         prefix="fedef-ray-",
-        dir="/tmp",
+        dir="/tmp",  # nosec B108
         ignore_cleanup_errors=True,
     ) as folder:
         try:

@@ -59,7 +59,7 @@ def test_strangers_are_refused(tmp_path):
         federation.register(0)
         known = federation.start_node(0)
         node = made.supernode_command(1)
-        plaintext = [*node[:2], "--insecure", "--superlink", node[node.index("--superlink") + 1]]
+        plaintext = [*node[: node.index("--root-certificates")], "--insecure"]
         foreign = [str(other.ca) if word == "ca.crt" else word for word in node]
         strangers = {}
         for name, command in (("unknown", node), ("plaintext", plaintext), ("foreign", foreign)):

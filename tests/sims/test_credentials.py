@@ -18,6 +18,7 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from fedef.errors import ConfigError
 from sims.credentials import Credentials, Ports, instructions
+from sims.flower_compat import GRPC
 
 HOST = "fl.example.org"
 
@@ -116,9 +117,11 @@ def test_flower_understands_the_commands(made):
     assert server.enable_supernode_auth
     assert not server.insecure
     # Runs are submitted at the control port: whoever reaches it with ca.crt may.
-    assert (server.host, server.fleet_api_address) == ("127.0.0.1", "0.0.0.0:9092")
+    expected = ("127.0.0.1", "0.0.0.0:9092") if GRPC else ("0.0.0.0", None)
+    assert (server.host, server.fleet_api_address) == expected
     node = _parse_args_run_supernode().parse_args(supernode[1:])
-    assert (node.superlink, node.root_certificates) == (f"{HOST}:9092", "ca.crt")
+    port = 9092 if GRPC else 8000
+    assert (node.superlink, node.root_certificates) == (f"{HOST}:{port}", "ca.crt")
     assert node.node_config == "partition-id=2 num-partitions=3"
     connection = tomllib.loads((made.folder / "config.toml").read_text())["superlink"]["edge"]
     assert connection == {"address": "127.0.0.1:8000", "root-certificates": str(made.ca)}
@@ -127,7 +130,8 @@ def test_flower_understands_the_commands(made):
 def test_on_the_loopback_nothing_else_can_connect(tmp_path):
     ports = Ports(fleet=1, control=2)
     made = Credentials.create(tmp_path / "new", num_nodes=1, host="127.0.0.1", ports=ports)
-    assert "127.0.0.1:1" in made.superlink_command()
+    assert not [word for word in made.superlink_command() if "0.0.0.0" in word]
+    assert "127.0.0.1:1" in made.superlink_command() or not GRPC
 
 
 def test_the_instructions_hold_every_command(made):

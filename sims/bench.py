@@ -1,4 +1,4 @@
-"""Benchmarks that compare side by side in one process and print ratios.
+"""Benchmarks that compare side by side in one run and print ratios.
 
 Contenders take turns, each turn gives one ratio, and the median ratio is reported: what else the
 machine does falls on both.
@@ -17,12 +17,21 @@ from torch import nn
 
 from fedef.codec import encode
 from fedef.compressors import TopK, top_k_indices
-from fedef.config import Config
-from fedef.experiment import Experiment
-from fedef.problems.torch_problem import TorchProblem
 from fedef.threads import single_threaded
 from fedef.value_formats import FORMATS
+from sims.bench_rounds import CONTENDERS, contenders, installed
+from sims.bench_task import CONFIG, NUM_CLIENTS, build, client_data, mlp
 from sims.engine import InlineEngine
+
+WARM_UP = 3
+COMPARISONS = (
+    ("ray", "inline", 0.62),
+    ("inline", "flower-fedavg", 1 / 9),
+    ("ray", "flower-fedavg", 1 / 14),
+    ("flower-fedef", "flower-fedavg", 1.05),
+    ("inline", "pfl-fedavg", 1.0),
+)
+"""Ours, beside, and the ratio that is asked."""
 
 
 @dataclass(frozen=True)
@@ -49,40 +58,54 @@ def run_benchmarks(*, turns: int) -> Iterator[Row]:
             yield selection_and_encoding(turns=turns)
     finally:
         torch.set_num_threads(threads)
+    yield from whole_rounds(turns=max(1, turns // 3))
 
 
-def engine_overhead(*, turns: int, num_clients: int = 100, rows: int = 60) -> Row:
+def engine_overhead(*, turns: int) -> Row:
     """Inline engine over a bare loop: MLP 784-128-10, generated data, top-k 1 %, full batch.
 
     The bare loop does the gradient, the same top-k selection and EF21, and nothing else: no
     encoding, no checks, no acknowledgement, no reports.
     """
-    config = Config.from_flat(
-        {"method": "norm-ef21", "k-fraction": 0.01, "num-clients": num_clients, "eval-every": 0}
-    )
-    generator = torch.Generator().manual_seed(0)
-    clients = [
-        (
-            torch.randn(rows, 784, generator=generator),
-            torch.randint(10, (rows,), generator=generator),
-        )
-        for _ in range(num_clients)
-    ]
-    problem = TorchProblem(
-        "generated-mlp", module=_mlp, loss=nn.functional.cross_entropy, clients=clients, seed=0
-    )
-    experiment = Experiment.of(config, problem)
+    experiment = build(CONFIG)
+    problem = experiment.problem
     engine = InlineEngine(experiment)
-    bare = _BareLoop(problem.initial_point(), clients, k=problem.dimension // 100)
+    bare = _BareLoop(problem.initial_point(), client_data(), k=problem.dimension // 100)
     ours, beside, ratio = _compare(engine.round, bare.round, turns=turns)
     return Row(
-        f"a round of the inline engine / of a bare loop, {num_clients} clients, "
+        f"a round of the inline engine / of a bare loop, {NUM_CLIENTS} clients, "
         f"d={problem.dimension}",
         f"{ours * 1e3:.1f} ms",
         f"{beside * 1e3:.1f} ms",
         ratio,
         1.2,
     )
+
+
+def whole_rounds(*, turns: int) -> Iterator[Row]:
+    """Rounds of engines and of other simulators on the same task, each in a process of its own.
+
+    FedAvg here is one full-batch gradient step of every client in a round, so that all compute the
+    same gradients; ours also compresses, encodes, decodes and checks. Start-up counts for nobody.
+    """
+    names = [name for name in CONTENDERS if installed(name)]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with contenders(names) as processes:
+        for turn in range(turns + WARM_UP):
+            for name in names:
+                took = processes[name].seconds()
+                if turn >= WARM_UP:
+                    seconds[name].append(took)
+    for ours, beside, asked in COMPARISONS:
+        if beside in seconds:
+            pairs = list(zip(seconds[ours], seconds[beside], strict=True))
+            yield Row(
+                f"a round: {CONTENDERS[ours].shown} / {CONTENDERS[beside].shown}",
+                f"{median(seconds[ours]) * 1e3:.1f} ms",
+                f"{median(seconds[beside]) * 1e3:.1f} ms",
+                median(a / b for a, b in pairs),
+                asked,
+            )
 
 
 def selection_and_encoding(*, turns: int, dimension: int = 10**6, k: int = 10**4) -> Row:
@@ -110,7 +133,7 @@ class _BareLoop:
     def __init__(
         self, x: np.ndarray, clients: list[tuple[torch.Tensor, torch.Tensor]], *, k: int
     ) -> None:
-        self.module = _mlp()
+        self.module = mlp()
         self.parameters = list(self.module.parameters())
         self.clients, self.k, self.step = clients, k, 0
         self.x = x
@@ -137,15 +160,11 @@ class _BareLoop:
         self.x = (self.x - scale * self.g).astype(np.float32)
 
 
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
-
-
 def _compare(
     ours: Callable[[], object], beside: Callable[[], object], *, turns: int
 ) -> tuple[float, float, float]:
-    """Median seconds of one call of each, and the median of the turns' ratios; 3 warm-up turns."""
-    pairs = [(_seconds(ours), _seconds(beside)) for _ in range(turns + 3)][3:]
+    """Median seconds of one call of each, and the median of the turns' ratios."""
+    pairs = [(_seconds(ours), _seconds(beside)) for _ in range(turns + WARM_UP)][WARM_UP:]
     return (
         median(pair[0] for pair in pairs),
         median(pair[1] for pair in pairs),

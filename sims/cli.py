@@ -185,7 +185,7 @@ def bench(
 
     table = Table("what", "ours", "beside", "ratio", "asked")
     for row in run_benchmarks(turns=turns):
-        table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:g}")
+        table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:.3g}")
     _out.print(table)
 
 

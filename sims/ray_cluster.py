@@ -111,6 +111,7 @@ def _own(resources: Resources, workers: int | None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
+                _system_config={"worker_niceness": 0},  # Ray's 15 halts a round for any other work
             )
         except (ConnectionError, OSError, RuntimeError) as error:
             raise FedefError(

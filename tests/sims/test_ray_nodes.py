@@ -1,0 +1,57 @@
+"""The Ray engine on a cluster of two nodes, one of which goes away."""
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from fedef.config import Config
+from fedef.errors import ConfigError
+from fedef.experiment import Experiment
+from sims.engine import InlineEngine
+from sims.ray_engine import RaySettings
+
+pytestmark = pytest.mark.slow
+CONFIG = Config.from_flat(
+    {
+        "problem": "logistic",
+        "data": "synthetic",
+        "num-clients": 5,
+        "partitioner": "iid",
+        "method": "norm-ef21-sgdm",
+        "local-batch-size": 4,
+        "k": 2,
+    }
+)
+
+
+@pytest.fixture
+def two_nodes():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_workers_on_two_nodes_give_inline_s_bits_and_survive_the_loss_of_one(two_nodes):
+    """Two nodes of one core: a worker on each. A third node comes, the second one goes."""
+    experiment, inline = Experiment.build(CONFIG), InlineEngine(Experiment.build(CONFIG))
+    with RaySettings(workers=2, address=two_nodes.address).open(experiment, None) as engine:
+        assert ray.available_resources().get("CPU", 0) == 0  # both nodes are taken
+        for _ in range(3):
+            inline.round(), engine.round()
+        _head, second = two_nodes.list_all_nodes()
+        two_nodes.add_node(num_cpus=1)
+        two_nodes.remove_node(second, allow_graceful=False)
+        for _ in range(3):
+            inline.round(), engine.round()
+        assert engine.server.x.tobytes() == inline.server.x.tobytes()
+    assert not ray.is_initialized()
+
+
+def test_an_address_without_a_cluster_is_an_error():
+    with (
+        pytest.raises(ConfigError, match=r"ray-address: no Ray cluster at '127\.0\.0\.1:1'"),
+        RaySettings(address="127.0.0.1:1").open(Experiment.build(CONFIG), None),
+    ):
+        pass

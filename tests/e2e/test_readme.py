@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.M | re.S)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 PROGRAMS = [text for kind, text in BLOCKS if kind == "python"]
-LOOP, LIBRARY, *APP = PROGRAMS
+DOOR, LOOP, LIBRARY, *APP = PROGRAMS
 (SWEEP,) = [text for kind, text in BLOCKS if kind == "toml"]
 
 
@@ -77,7 +77,7 @@ def test_the_command_that_needs_data_runs(tmp_path, data_dir):
     ]
 
 
-@pytest.mark.parametrize("program", [LOOP, LIBRARY], ids=["loop", "library"])
+@pytest.mark.parametrize("program", [DOOR, LOOP, LIBRARY], ids=["door", "loop", "library"])
 def test_the_programs_run(program):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,7 +87,10 @@ def _simulate(start: Any, clients: ClientApp) -> None:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        start(grid)
+        try:
+            start(grid)
+        except SystemExit:  # Flower would wait for this thread's verdict for ever
+            os._exit(0)
 
     run_simulation(
         server,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +24,8 @@ import torch
 from fedef.errors import FedefError
 from fedef.threads import single_threaded
 from sims.processes import HOME_VARIABLE, temporary_home
+
+PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Turn:
         """Return when it is this contender's turn, with the clock started."""
         self._say("ready")
         if not sys.stdin.readline():
-            os._exit(0)  # the rest of this home's processes are ended by the benchmark
+            raise SystemExit
         self._began = time.perf_counter()
 
     def done(self) -> None:
@@ -132,6 +134,13 @@ class Contender:
         self._process.stdin.flush()
         return float(self._hear())
 
+    def close(self) -> None:
+        """Hang up, and wait for what it has to clear away; what stays is stopped by its home."""
+        assert self._process.stdin is not None  # noqa: S101 - opened above
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=PATIENCE_SECONDS)
+
     def _hear(self) -> str:
         assert self._process.stdout is not None  # noqa: S101 - opened above
         line = self._process.stdout.readline()
@@ -145,7 +154,12 @@ class Contender:
 def contenders(names: list[str]) -> Iterator[dict[str, Contender]]:
     """Start contenders, one after the other; at the end nothing of them stays."""
     with temporary_home() as home:
-        yield {name: Contender(name, home) for name in names}
+        processes = {name: Contender(name, home) for name in names}
+        try:
+            yield processes
+        finally:
+            for process in processes.values():
+                process.close()
 
 
 def _environment(home: Path) -> dict[str, str]:

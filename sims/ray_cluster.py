@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,12 @@ import ray
 
 from fedef.errors import ConfigError, FedefError
 
-CLOSE = 1e-6
+ANSWER_SECONDS = 10.0
+_CLOSE = 1e-6
+_TUNED = {
+    "worker_niceness": 0,  # with Ray's 15, any other work on the machine holds up a round
+    "max_direct_call_object_size": 2**20,  # replies come with the call's answer: 1 ms less a round
+}
 
 
 @dataclass(frozen=True)
@@ -74,21 +80,31 @@ def cluster(address: str, resources: Resources, workers: int | None) -> Iterator
     if ray.is_initialized():
         yield _fitting(resources, workers)
     elif address:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(
-                f"ray-address: no Ray cluster at {address!r} ({reason}); start one with "
-                "'ray start --head --port=6379', or leave the option out"
-            ) from None
-        try:
+        with _joined(address):
             yield _fitting(resources, workers)
-        finally:
-            ray.shutdown()
     else:
         with _own(resources, workers):
             yield _fitting(resources, workers)
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """A cluster that was started by others and stays."""
+    host, _, port = address.rpartition(":")
+    try:
+        if address != "auto":  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"ray-address: no Ray cluster at {address!r} ({reason}); give host:port of one that "
+            "'ray start --head --port=6379' started, or auto on one of its hosts"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager
@@ -111,7 +127,7 @@ def _own(resources: Resources, workers: int | None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
-                _system_config={"worker_niceness": 0},  # Ray's 15 halts a round for any other work
+                _system_config=_TUNED,
             )
         except (ConnectionError, OSError, RuntimeError) as error:
             raise FedefError(
@@ -145,4 +161,4 @@ def _fitting(resources: Resources, workers: int | None) -> int:
 
 
 def _times(has: float, needed: float) -> int:
-    return int(has / needed + CLOSE) if needed else 10**6
+    return int(has / needed + _CLOSE) if needed else 10**6

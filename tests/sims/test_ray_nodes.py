@@ -49,9 +49,10 @@ def test_workers_on_two_nodes_give_inline_s_bits_and_survive_the_loss_of_one(two
     assert not ray.is_initialized()
 
 
-def test_an_address_without_a_cluster_is_an_error():
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:many"])
+def test_an_address_without_a_cluster_is_an_error(address):
     with (
-        pytest.raises(ConfigError, match=r"ray-address: no Ray cluster at '127\.0\.0\.1:1'"),
-        RaySettings(address="127.0.0.1:1").open(Experiment.build(CONFIG), None),
+        pytest.raises(ConfigError, match=f"ray-address: no Ray cluster at '{address}'"),
+        RaySettings(address=address).open(Experiment.build(CONFIG), None),
     ):
         pass

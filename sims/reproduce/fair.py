@@ -302,6 +302,8 @@ def describe(constants: Constants) -> str:
 
 def _spread(values: Iterable[float]) -> str:
     middle, low, high = median_interval(list(values))
+    if math.isinf(low):
+        return "never"
     return f"{_number(middle)} [{_number(low)}, {_number(high)}]"
 
 
@@ -354,6 +356,8 @@ def _cell(what: str, part: str, ours: str) -> Check:
 
 def _end(row: Row) -> str:
     middle, low, high = median_interval(row.finals)
+    if math.isinf(low):
+        return "diverged"
     return f"{_value(middle)} [{_value(low)}, {_value(high)}]"
 
 

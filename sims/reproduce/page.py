@@ -11,6 +11,8 @@ from sims.reproduce.study import IAN, UNIT, Comparison, Panel, Study
 from sims.reproduce.verdict import Check
 
 _STYLE = """
+#verdicts h3{font-size:1.1rem;margin-top:1.8rem}
+h4{font-size:1rem;margin:1.1rem 0 .2rem}h4 .soft{font-weight:400;margin-left:.4rem}
 ul.findings{list-style:none;margin:.3rem 0 0;padding:0;max-width:90ch}
 ul.findings li{padding:.35rem 0 .35rem 9.6rem;position:relative}
 ul.findings .verdict{position:absolute;left:0;width:9.4rem}

@@ -17,6 +17,8 @@ from sims.reproduce.verdict import Check
 
 _DIMENSION = "269722"
 _K = 2700
+_LONG = 100
+"""Rounds from which on the loss has to have fallen."""
 _CONTENDERS = (("EF21", "ef21"), ("‖EF21‖", "norm-ef21"))
 
 
@@ -184,6 +186,17 @@ def _checks(outcomes: list[Outcome]) -> list[Check]:
         ),
     ]
     for (label, _), outcome in zip(_CONTENDERS, outcomes, strict=True):
+        judged = bool(outcome.rounds[-1] >= _LONG)
+        checks.append(
+            Check(
+                f"{label}, training loss over {outcome.rounds[-1]:.0f} rounds",
+                "paper's figure",
+                "falls",
+                f"{outcome.loss[0]:.3g} to {outcome.loss[-1]:.3g}",
+                bool(outcome.loss[-1] < outcome.loss[0]) if judged else None,
+                "" if judged else "too few rounds to judge",
+            )
+        )
         checks.append(
             Check(
                 f"{label}, test accuracy after {outcome.rounds[-1]:.0f} rounds",

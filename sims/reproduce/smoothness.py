@@ -171,8 +171,10 @@ def _panel(row: Row, found: Found) -> Panel:
         curves=(
             Curve(norms, found.samples.curvatures[order], 0, "exact curvature on the way"),
             Curve(norms, line(found.secants), 1, "L0 + L1‖∇f‖ from consecutive gradients"),
+            Curve(norms, line(found.products), 3, "L0 + L1‖∇f‖ from Hessian products"),
             Curve(norms, 4.0 + row.l1 * norms, 2, "the paper's 4 + L1‖∇f‖"),
         ),
+        bottom=0.1 * found.truth.l0.estimate,
         caption=f"One run of {row.rounds} rounds (seed 0); the estimate is the line above 95 % of "
         "the measured curvatures.",
     )

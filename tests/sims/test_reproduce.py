@@ -295,11 +295,37 @@ def test_digits_of_dro(data_dir):
 
 
 @pytest.mark.slow
-def test_resnet20_runs(data_dir):
-    size = replace(resnet20.QUICK, rounds=1)
-    study = resnet20.study(Settings(quick=True, data_dir=data_dir), size=size)
-    assert [check.agrees for check in study.checks] == [True, None, None, None]
-    assert study.findings[0].holds is None
+@pytest.mark.parametrize("name", report.STUDIES)
+def test_the_quick_study_ends_and_writes_its_section(name, tmp_path, data_dir):
+    """What `fedef reproduce NAME --quick` does, to its end."""
+    path = report.reproduce([name], quick=True, out=tmp_path, data_dir=data_dir)
+    page, results = path.read_text(), json.loads((tmp_path / "results.json").read_text())
+    (study,) = results["studies"]
+    assert study["name"] == name
+    assert f'<section id="{name}">' in page
+    assert page.count('class="verdict') >= len(study["findings"]) >= 1
+    figures = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert figures == {panel["name"] for panel in study["panels"]}
+    assert all(
+        check["why"]
+        for table in study["comparisons"]
+        for check in table["checks"]
+        if check["agrees"] is False
+    )
+    require_self_contained(page)
+
+
+def test_the_loss_of_resnet20_has_to_fall_in_a_long_run():
+    def outcome(last, rounds):
+        points = np.array([0.0, rounds])
+        loss, accuracy = np.array([2.3, last]), np.array([0.1, 0.3])
+        return resnet20.Outcome(points, loss, accuracy, 12_000, 500, 269_722)
+
+    def verdicts(*outcomes):
+        return [c.agrees for c in resnet20._checks(list(outcomes)) if "loss" in c.what]
+
+    assert verdicts(outcome(2.0, 200), outcome(2.4, 200)) == [True, False]
+    assert verdicts(outcome(2.0, 3), outcome(np.inf, 3)) == [None, None]
 
 
 # --- the page ---------------------------------------------------------------------------------

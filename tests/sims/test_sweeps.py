@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 import sims
 from fedef.config import Config, read_toml
 from fedef.errors import ConfigError
-from sims import cli
+from sims import cli, sweep_bench
 from sims.examples import heterogeneity, k_against_bytes, step_size
 from sims.sweeps import one_run
 from sims.sweeps.one_run import run_into
@@ -386,3 +386,13 @@ def test_a_sweep_killed_at_any_moment_and_called_again_has_the_same_tables(whole
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     for name in TABLES:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def test_the_overhead_is_wall_time_over_the_runs_own():
+    assert sweep_bench.Overhead(10, 2, 30.0, 5.0).ratio == pytest.approx(1.2)
+    found = sweep_bench.measure(runs=2, seconds=0.02, workers=0)
+    assert (found.runs, found.cores) == (2, 1)
+    assert 0 < 2 * found.run_seconds < found.wall_seconds

@@ -94,6 +94,11 @@ class Members:
         weights[gone] = 0.0
         return float(np.add.reduce(weights))
 
+    def weigh(self, client: int, weight: float) -> None:
+        """Give a client another weight."""
+        changed = [weight if c == client else w for c, w in enumerate(self.weights)]
+        self.weights = checked_weights(changed)
+
     def refused(self, client: int, reason: str) -> None:
         """Remember a refusal until the round ends."""
         self._refused.setdefault(client, []).append(reason)

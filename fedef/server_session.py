@@ -150,6 +150,23 @@ class ServerSession:
         return self._weights
 
     @property
+    def asked(self) -> tuple[int, ...]:
+        """Clients with a task in the open round."""
+        return tuple(self._tasks)
+
+    def join(self, client: int, weight: float) -> bool:
+        """Give a client its weight; whether that is possible.
+
+        It is as long as its g_i = 0: then sum_i w_i g_i stays as it is, and only sum_i w_i grows.
+        """
+        if client in self._records:
+            return False
+        self.members.weigh(client, weight)
+        self._weights = self.members.weights
+        self._total_weight = self.members.total_weight(self._records)
+        return True
+
+    @property
     def x(self) -> Vector:
         """(d,) the model; do not write into it."""
         return self._state.x

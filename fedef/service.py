@@ -30,6 +30,18 @@ class Service(BaseModel):
     resume: _OptionalText = Field(
         None, description="folder of a run to go on with, which `out` must not name otherwise"
     )
+    min_clients: Annotated[int, Field(ge=0)] = Field(
+        0, description="clients that must be there at the start, others may join; 0: all"
+    )
+    min_replies: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="updates that a round needs: a share of those asked below 1, else a count"
+    )
+    on_few_replies: Literal["go-on", "stop"] = Field(
+        "go-on", description="about a round with fewer: go on and say so, or end the run"
+    )
+    round_timeout: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="seconds after which a round closes without those that did not reply"
+    )
     server_checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         1, description="rounds between the server's checkpoints; 0: none, so no resume"
     )

@@ -78,11 +78,17 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
         checkpoint=checkpoint,
         policies=service.policies,
         mirror=store.rows,
+        round_seconds=service.round_timeout,
+        min_replies=service.min_replies,
+        stop_on_few=service.on_few_replies == "stop",
+        min_clients=service.min_clients,
     )
     rounds = experiment.config.num_rounds - checkpoint.server.round
     status = "completed"
     try:
-        strategy.start(grid, strategy.initial_arrays(), num_rounds=rounds)
+        strategy.start(
+            grid, strategy.initial_arrays(), num_rounds=rounds, timeout=service.round_timeout
+        )
     except _Stopped:
         pass
     except Diverged:

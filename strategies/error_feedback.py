@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from logging import INFO, WARNING
+from math import ceil
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -22,10 +23,14 @@ from fedef.recorder import named_model
 from fedef.server_session import DEFAULT_POLICIES, RoundReport, Rows, ServerSession, client_weights
 from fedef.vectors import Vector
 from strategies.records import content_of, reply_from
+from strategies.roll_call import POLL_SECONDS, RollCall, reason_of
 from strategies.wire import envelope_bytes
 
 FAILED_ROUNDS = 3
 """Rounds in a row in which all clients that were asked failed, before the run stops."""
+
+CALL_SECONDS = 60.0
+"""The longest that a round waits for new nodes to say who they are."""
 
 OnRound = Callable[[RoundReport, ServerSession, int], None]
 
@@ -54,11 +59,18 @@ class ErrorFeedback(Strategy):
         What to do about clients that fail or lie.
     mirror
         Every client's g_i, for the policies that need it.
+    min_replies
+        Updates that a round needs: a share of the clients asked if below 1, else a count.
+    stop_on_few
+        Whether a round with fewer ends the run; else it goes on and says so.
+    min_clients
+        Clients that must be there at the start; 0: all. The others may join at g_i = 0 later.
 
     Notes
     -----
     Clients are known by their partition ids, which the strategy asks for at the start: the node
-    ids of Flower are new in each run. The weights are fixed from then on, as the mean needs.
+    ids of Flower are new in each run, and when a node comes back. A client's weight is fixed from
+    when it joins, as the mean needs; one that is gone keeps its g_i in the mean.
     """
 
     def __init__(
@@ -71,6 +83,9 @@ class ErrorFeedback(Strategy):
         checkpoint: Checkpoint | None = None,
         policies: Policies = DEFAULT_POLICIES,
         mirror: Rows | None = None,
+        min_replies: float = 0.0,
+        stop_on_few: bool = False,
+        min_clients: int = 0,
     ) -> None:
         self._experiment = experiment
         self._on_round = on_round
@@ -79,7 +94,10 @@ class ErrorFeedback(Strategy):
         self._checkpoint = checkpoint or Checkpoint(experiment.server().state)
         self._policies = policies
         self._mirror = mirror
-        self._nodes: dict[int, int] = {}
+        self._min_replies = min_replies
+        self._stop_on_few = stop_on_few
+        self._min_clients = min_clients
+        self._roll = RollCall(experiment.num_clients)
         self._sent: dict[int, Message] = {}
         self._failed_rounds = 0
         self._session: ServerSession | None = None
@@ -112,12 +130,22 @@ class ErrorFeedback(Strategy):
         ConfigError
             If training is to start from other arrays than `initial_arrays`.
         FedefError
-            If not all clients are there in time.
+            If the clients are not there in time.
         """
         if self._session is None:
             self._check_start(arrays)
             self._session = self._meet_clients(grid)
-        self._sent = {task.client: self._message(task) for task in self._session.begin_round()}
+        else:
+            self._call(grid)
+        tasks = self._session.begin_round()
+        deadline = time.monotonic() + self._round_seconds
+        while tasks and not any(task.client in self._roll.nodes for task in tasks):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+            self._call(grid)
+        connected = [task for task in tasks if task.client in self._roll.nodes]
+        self._sent = {task.client: self._message(task) for task in connected}
         return list(self._sent.values())
 
     def aggregate_train(
@@ -129,23 +157,29 @@ class ErrorFeedback(Strategy):
         ------
         FedefError
             If all clients that were asked failed, at the start or in `FAILED_ROUNDS` rounds in
-            a row, or a process of the simulation died, which Flower never replaces.
+            a row, fewer updates arrived than the run must have, or a process of the simulation
+            died, which Flower never replaces.
         """
         arrived = list(replies)
-        senders = {node: client for client, node in self._nodes.items()}
-        failures = [_reason(message) for message in arrived if message.has_error()]
+        senders = {message.metadata.dst_node_id: client for client, message in self._sent.items()}
+        failures = [reason_of(message) for message in arrived if message.has_error()]
         all_failed = bool(failures) and len(failures) == len(self._sent)
         self._failed_rounds = self._failed_rounds + 1 if all_failed else 0
         hopeless = self._failed_rounds >= FAILED_ROUNDS or not self.session.state.records
         self._stop_on(failures, hopeless=all_failed and hopeless)
+        accepted = 0
         for message in arrived:
             if not message.has_error():
-                self._receive(message, senders.get(message.metadata.src_node_id))
+                accepted += self._receive(message, senders.get(message.metadata.src_node_id))
+        self._check_few(accepted)
         excluded = set(self.session.members.excluded)
         report = self.session.end_round()
         for client, why in self.session.members.excluded.items():
             if client not in excluded:
                 log(WARNING, "fedef: client %d is excluded from here on: %s", client, why)
+        if report.missing:
+            named = ", ".join(map(str, report.missing))
+            log(WARNING, "fedef: round %d is closed without clients %s", report.round, named)
         envelope = self._envelope_bytes(arrived)
         self._sent = {}
         self._on_round(report, self.session, envelope)
@@ -195,62 +229,86 @@ class ErrorFeedback(Strategy):
 
     def _meet_clients(self, grid: Grid) -> ServerSession:
         """Ask every node which client it is and how many examples it has."""
-        n = self._experiment.num_clients
-        deadline = time.monotonic() + self._start_seconds
-        while len(nodes := sorted(grid.get_node_ids())) < n:
-            if time.monotonic() > deadline:
-                raise FedefError(
-                    f"{len(nodes)} of {n} clients are connected after {self._start_seconds:g} s; "
-                    "start the others, or set num-clients"
-                )
-            time.sleep(0.1)
-        queries = [Message(RecordDict(), node, "query.partition") for node in nodes]
-        examples: dict[int, int] = {}
-        failures = []
-        for reply in grid.send_and_receive(queries, timeout=self._start_seconds):
-            if reply.has_error():
-                failures.append(_reason(reply))
-                continue
-            client, examples_there = _partition(reply)
-            examples[client] = examples_there
-            self._nodes[client] = reply.metadata.src_node_id
-        self._stop_on(failures, hopeless=bool(failures))
-        if sorted(examples) != list(range(n)) or len(nodes) != n:
-            raise FedefError(
-                f"expected clients 0 to {n - 1} on {n} nodes, got {sorted(examples)} on "
-                f"{len(nodes)}; give each node its own partition-id, and num-supernodes={n}"
-            )
-        counts = [examples[client] for client in range(n)]
-        weights = client_weights(self._experiment.config.weighting, counts)
-        started = self._checkpoint
-        if started.weights and started.weights != weights:
-            raise FedefError(
-                f"the clients' weights are {weights}, the run began with {started.weights}: the "
-                "data on a node has changed; restore it, or start a new run"
-            )
-        return self._experiment.server(
-            weights=weights,
+        n, started = self._experiment.num_clients, self._checkpoint
+        everybody = self._min_clients in (0, n) and not started.weights
+        count = min(self._min_clients or n, n)
+        self._roll.wait_for(grid, count, seconds=self._start_seconds)
+        self._roll.call(grid, seconds=self._start_seconds, strict=True)
+        self._stop_on(self._roll.failures, hopeless=bool(self._roll.failures) and everybody)
+        if everybody:
+            self._roll.require_everybody()
+        weights = started.weights or (0.0,) * n
+        session = self._experiment.server(
+            weights=[self._told(client, weight) for client, weight in enumerate(weights)],
             state=started.server,
             policies=self._policies,
             mirror=self._mirror,
         )
+        for client, weight in enumerate(weights):
+            if weight and session.weights[client] != weight and client in session.state.records:
+                raise FedefError(
+                    f"client {client} has the weight {session.weights[client]:g}, the run began "
+                    f"with {weight:g}: the data on its node has changed; restore it, or start a "
+                    "new run"
+                )
+        return session
+
+    def _told(self, client: int, otherwise: float) -> float:
+        """Weight of a client by the examples that its node has; the old one if it is not there."""
+        if client not in self._roll.nodes:
+            return otherwise
+        (weight,) = client_weights(self._experiment.config.weighting, [self._roll.examples[client]])
+        return weight
+
+    def _call(self, grid: Grid) -> None:
+        """Meet the nodes that are new; a client that joins brings its weight."""
+        self._roll.call(grid, seconds=min(self._round_seconds, CALL_SECONDS), strict=False)
+        for client in sorted(self._roll.nodes):
+            weight = self._told(client, 0.0)
+            if weight == self.session.weights[client]:
+                continue
+            if not self.session.join(client, weight):
+                log(WARNING, "fedef: client %d is back with other data; it is not asked", client)
+                del self._roll.nodes[client]
+
+    def _check_few(self, accepted: int) -> None:
+        """Say that a round has few updates, or end the run.
+
+        Raises
+        ------
+        FedefError
+            If it is to end; the round is not applied then.
+        """
+        asked = len(self.session.asked)
+        needed = self._min_replies if self._min_replies >= 1 else ceil(self._min_replies * asked)
+        if accepted >= min(needed, asked):
+            return
+        round = self.session.round + 1
+        what = f"round {round} has {accepted} updates, min-replies asks for {needed:g}"
+        if self._stop_on_few:
+            raise FedefError(f"{what}; go on with resume, or with a smaller min-replies")
+        log(WARNING, "fedef: %s", what)
 
     def _message(self, task: Task) -> Message:
         task = replace(task, token=self._checkpoint.token)
-        return Message(content_of(task), self._nodes[task.client], "train", ttl=self._round_seconds)
+        return Message(
+            content_of(task), self._roll.nodes[task.client], "train", ttl=self._round_seconds
+        )
 
-    def _receive(self, message: Message, sender: int | None) -> None:
+    def _receive(self, message: Message, sender: int | None) -> bool:
+        """Give a reply to the session; return whether its update is taken."""
         try:
             reply = reply_from(message.content)
         except CorruptPayload:
             self._refuse("malformed", sender)
-            return
+            return False
         if reply.client != sender:
             self._refuse("alien", sender)
-            return
+            return False
         reason = self.session.receive(reply)
         if reason is not None:
             log(WARNING, "fedef: a reply of client %d was refused: %s", reply.client, reason)
+        return reason is None
 
     def _refuse(self, reason: str, sender: int | None) -> None:
         log(WARNING, "fedef: a reply of client %s was refused: %s", sender, reason)
@@ -273,22 +331,6 @@ class ErrorFeedback(Strategy):
 
 def _records(named: dict[str, Vector]) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in named.items()})
-
-
-def _partition(reply: Message) -> tuple[int, int]:
-    """Client and number of examples of a node that answered the query."""
-    try:
-        facts = reply.content.config_records["partition"]
-        return int(str(facts["client"])), int(str(facts["examples"]))
-    except (KeyError, ValueError):
-        raise FedefError(
-            f"node {reply.metadata.src_node_id} did not say which client it is; "
-            "start clients.app there, of the same version"
-        ) from None
-
-
-def _reason(message: Message) -> str:
-    return message.error.reason or f"Flower's error code {message.error.code}"
 
 
 def _essence(reason: str) -> str:

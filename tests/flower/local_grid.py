@@ -19,24 +19,38 @@ class LocalGrid:
         self._rng = rng
         self._tamper = tamper or (lambda message, partition: message)
         self._nodes = {int(n): p for p, n in enumerate(rng.permutation(10**6)[:num_nodes])}
-        self._contexts = {
-            node: Context(
-                run_id=1,
-                node_id=node,
-                node_config={
-                    "partition-id": partition,
-                    "num-partitions": num_nodes,
-                    **(node_config or {}),
-                },
-                state=RecordDict(),
-                run_config=run_config,
-            )
-            for node, partition in self._nodes.items()
-        }
+        self._run_config, self._node_config = run_config, node_config or {}
+        self._contexts = {node: self._context(node, p) for node, p in self._nodes.items()}
+        self.offline = set()
         self.messages = []
 
+    def _context(self, node, partition):
+        return Context(
+            run_id=1,
+            node_id=node,
+            node_config={"partition-id": partition, **self._node_config},
+            state=RecordDict(),
+            run_config=self._run_config,
+        )
+
+    def add_node(self, partition):
+        """One more node, with nothing in Flower's memory; return its id."""
+        node = 10**6 + len(self._nodes)
+        self._nodes[node] = partition
+        self._contexts[node] = self._context(node, partition)
+        return node
+
+    def restart(self, partition):
+        """A node comes back as another one, as Flower's do without node keys."""
+        (old,) = [node for node, p in self._nodes.items() if p == partition]
+        self.add_node(partition)
+        self.offline.add(old)
+
+    def node_of(self, partition):
+        return next(node for node, p in self._nodes.items() if p == partition)
+
     def get_node_ids(self):
-        return set(self._nodes)
+        return set(self._nodes) - self.offline
 
     def send_and_receive(self, messages, *, timeout=None):
         replies = []

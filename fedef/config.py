@@ -203,12 +203,16 @@ class Config(BaseModel):
     )
     num_clients: _Count = Field(10, description="n")
     partitioner: Literal[
-        "iid", "dirichlet", "pathological", "contiguous", "natural", "natural-largest"
+        "iid", "dirichlet", "pathological", "contiguous", "natural", "natural-largest", "shared"
     ] = Field(
         "dirichlet",
         description="how examples are dealt to clients; natural: by the data's own ones (countries "
         "of dro, speakers, hf, npz), neighbours together where num-clients is fewer; "
-        "natural-largest: the largest of them alone",
+        "natural-largest: the largest of them alone; shared: each client draws client-examples "
+        "rows from all",
+    )
+    client_examples: _Count = Field(
+        20, description="rows of each client (shared); clients may hold the same ones"
     )
     dirichlet_alpha: _Positive = Field(0.1, description="small: each client sees few classes")
     classes_per_client: _Count = Field(2, description="for the pathological partitioner")

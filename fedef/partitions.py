@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.randomness import stream, stream_seed
+from fedef.shared_rows import SharedRows
 from fedef.vectors import IntVector
 
 _WAY_OUT = {
@@ -122,8 +124,16 @@ def partition(
 
 def partition_for(
     config: Config, labels: IntVector, owners: IntVector | None = None
-) -> tuple[IntVector, ...]:
-    """`partition` with the settings of `config`."""
+) -> Sequence[IntVector]:
+    """`partition` with the settings of `config`, or the rows that clients share."""
+    if config.partitioner == "shared":
+        return SharedRows(
+            labels,
+            num_clients=config.num_clients,
+            rows=config.client_examples,
+            dirichlet_alpha=config.dirichlet_alpha,
+            seed=config.seed,
+        )
     return partition(
         labels,
         num_clients=config.num_clients,

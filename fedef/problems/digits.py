@@ -10,7 +10,7 @@ from fedef.datasets import digits
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point
-from fedef.problems.torch_problem import TorchProblem
+from fedef.problems.torch_problem import TorchProblem, examples_of
 
 MODULES = {
     "digits-softmax": lambda: nn.Linear(64, 10),
@@ -33,13 +33,12 @@ def build(config: Config) -> TorchProblem:
             "use problem=polynomial or problem=logistic"
         )
     data = digits(config.seed)
-    images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
-    parts = [torch.from_numpy(part) for part in partition_for(config, data.train_labels)]
+    parts = partition_for(config, data.train_labels)
     return TorchProblem(
         config.problem,
         module=MODULES[config.problem],
         loss=nn.functional.cross_entropy,
-        clients=[(images[part], labels[part]) for part in parts],
+        clients=examples_of(data.train_images, data.train_labels, parts),
         test=(torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)),
         seed=config.seed,
         batched=config.batched,

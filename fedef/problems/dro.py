@@ -253,7 +253,7 @@ def _deal(config: Config, country: IntVector) -> tuple[IntVector, ...]:
     if config.num_clients == 1:
         return (np.arange(len(country)),)
     if config.partitioner != "natural":
-        return partition_for(config, country, country)
+        return tuple(partition_for(config, country, country))
     present = np.unique(country)
     if config.num_clients > len(present):
         raise ConfigError(

@@ -18,8 +18,9 @@ from fedef.hf_data import Columns
 from fedef.image_data import HUGGING_FACE, IMAGE_SETS, image_data
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point
-from fedef.problems.torch_problem import TorchProblem
+from fedef.problems.torch_problem import TorchProblem, examples_of
 from fedef.randomness import stream
+from fedef.shared_rows import sizes_of
 from fedef.vectors import IntVector
 
 LARGEST_BATCH = 1000
@@ -89,7 +90,7 @@ def build(config: Config) -> TorchProblem:
             "normalize=false"
         )
     parts = partition_for(config, data.train_labels, data.owners)
-    sizes = [len(part) for part in parts]
+    sizes = sizes_of(parts)
     network = NETWORKS[config.problem]
     if network.batch_norm:
         _check_batches(config, max(sizes))
@@ -97,10 +98,7 @@ def build(config: Config) -> TorchProblem:
         config.problem,
         module=partial(_module, config, data),
         loss=nn.functional.cross_entropy,
-        clients=[
-            (torch.from_numpy(data.train_images[part]), torch.from_numpy(data.train_labels[part]))
-            for part in parts
-        ],
+        clients=examples_of(data.train_images, data.train_labels, parts),
         test=(torch.tensor(data.test_images), torch.tensor(data.test_labels))
         if len(data.test_labels)
         else None,

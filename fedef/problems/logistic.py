@@ -193,7 +193,7 @@ def _deal(config: Config, data: BinaryData, owner: IntVector | None) -> tuple[In
         return tuple(np.flatnonzero(owner == client) for client in range(config.num_clients))
     if config.num_clients == len(data.labels):
         return tuple(np.array([row]) for row in range(config.num_clients))
-    return partition_for(config, data.labels.astype(np.int64))
+    return tuple(partition_for(config, data.labels.astype(np.int64)))
 
 
 def _read_instance(path: str, num_clients: int) -> tuple[BinaryData, IntVector | None]:

@@ -175,4 +175,4 @@ def _deal(config: Config, measured: NDArray[np.float64]) -> tuple[IntVector, ...
     if config.num_clients == 1:
         return (np.arange(len(measured)),)
     rank = np.argsort(np.argsort(measured, kind="stable"), kind="stable")
-    return partition_for(config, rank * _CLASSES // len(measured))
+    return tuple(partition_for(config, rank * _CLASSES // len(measured)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,39 @@ from fedef.errors import ConfigError
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import starting_point
 from fedef.randomness import stream_seed
+from fedef.shared_rows import SharedRows, sizes_of
 from fedef.vectors import IntVector, Layout, Vector, norm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Examples = tuple[Tensor, Tensor]
 _ROWS_IN_A_GROUP = 4096
 _NO_BUFFERS: Vector = np.empty(0, dtype=np.float32)
+
+
+class SharedExamples:
+    """Examples of clients that share one set, taken from it whenever they are asked for."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor, rows: SharedRows) -> None:
+        self._inputs, self._targets, self._rows = inputs, targets, rows
+        self.sizes = sizes_of(rows)
+
+    def __getitem__(self, client: int) -> Examples:
+        rows = torch.from_numpy(self._rows[client]).to(self._inputs.device)
+        # index_select copies whole rows, far faster than indexing bytes does.
+        return self._inputs.index_select(0, rows), self._targets.index_select(0, rows)
+
+    def to(self, device: torch.device) -> SharedExamples:
+        """The same on another device."""
+        return SharedExamples(self._inputs.to(device), self._targets.to(device), self._rows)
+
+
+def examples_of(
+    inputs: NDArray[Any], targets: NDArray[Any], parts: Sequence[IntVector]
+) -> Sequence[Examples] | SharedExamples:
+    """Each client's part of a set: its own, or drawn when it is asked for."""
+    if isinstance(parts, SharedRows):
+        return SharedExamples(_own(torch.tensor(inputs)), _own(torch.tensor(targets)), parts)
+    return [(torch.from_numpy(inputs[part]), torch.from_numpy(targets[part])) for part in parts]
 
 
 class TorchProblem:
@@ -48,7 +76,8 @@ class TorchProblem:
     loss
         Mean loss of (outputs, targets), a scalar.
     clients
-        (inputs, targets) of each client, equally long; a client may have none.
+        (inputs, targets) of each client, equally long; a client may have none. Or examples that
+        the clients share, which costs no memory for a client.
     test
         Held-out (inputs, classes); the accuracy is that of the largest output.
     seed
@@ -87,7 +116,7 @@ class TorchProblem:
         *,
         module: Callable[[], nn.Module],
         loss: Loss,
-        clients: Sequence[Examples],
+        clients: Sequence[Examples] | SharedExamples,
         test: Examples | None = None,
         seed: int,
         x0: Vector | None = None,
@@ -103,7 +132,11 @@ class TorchProblem:
             torch.manual_seed(stream_seed(seed, "initial-point") & 0x7FFFFFFFFFFFFFFF)
             self._module = module().float()
         self._loss = loss
-        self._clients = [(_own(inputs), _own(targets)) for inputs, targets in clients]
+        self._clients = (
+            clients
+            if isinstance(clients, SharedExamples)
+            else [(_own(inputs), _own(targets)) for inputs, targets in clients]
+        )
         self._test = None if test is None else (_own(test[0]), _own(test[1]))
         named = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         self._parameters = list(named.values())
@@ -137,6 +170,8 @@ class TorchProblem:
     @cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Examples of each client."""
+        if isinstance(self._clients, SharedExamples):
+            return self._clients.sizes
         return tuple(len(targets) for _, targets in self._clients)
 
     def initial_point(self) -> Vector:
@@ -163,7 +198,7 @@ class TorchProblem:
         ConfigError
             If `buffers` has the wrong shape, or the rows are more than `largest_batch` allows.
         """
-        count = len(self._clients[client][1]) if rows is None else len(rows)
+        count = self.num_examples[client] if rows is None else len(rows)
         if self._buffers0.size and self._largest_batch and count > self._largest_batch:
             raise ConfigError(
                 f"{self.name}: a pass over {count} rows of client {client} at once, because batch "
@@ -217,8 +252,8 @@ class TorchProblem:
         inputs, targets = self._clients[client]
         if rows is None:
             return inputs, targets
-        chosen = torch.tensor(rows)
-        return inputs[chosen], targets[chosen]
+        chosen = torch.tensor(rows, device=inputs.device)
+        return inputs.index_select(0, chosen), targets.index_select(0, chosen)
 
     def _grouped(self, sizes: Sequence[int]) -> Iterator[list[int]]:
         """Places of equal sizes that go into one pass; those of size 0 are left out."""
@@ -351,7 +386,10 @@ class TorchProblem:
         """Have data and module on `device`; until here all was made and checked on the CPU."""
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
-        self._clients = [(x.to(device), y.to(device)) for x, y in self._clients]
+        if isinstance(self._clients, SharedExamples):
+            self._clients = self._clients.to(device)
+        else:
+            self._clients = [(x.to(device), y.to(device)) for x, y in self._clients]
         if self._test is not None:
             self._test = (self._test[0].to(device), self._test[1].to(device))
         self._module.to(device)
@@ -365,7 +403,8 @@ class TorchProblem:
                 f"{self.name}: the module has no trainable parameter; "
                 "set requires_grad on what is to be trained"
             )
-        for client, (inputs, targets) in enumerate(self._clients):
+        own = () if isinstance(self._clients, SharedExamples) else self._clients
+        for client, (inputs, targets) in enumerate(own):
             if len(inputs) != len(targets):
                 raise ConfigError(
                     f"{self.name}: client {client} has {len(inputs)} inputs and {len(targets)} "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fedef.problems.base import LocalResult
 from fedef.vectors import IntVector, Vector
@@ -36,6 +36,10 @@ class Estimate:
 class Estimator(Protocol):
     """From the point and the round's rows to an estimate."""
 
+    @property
+    def vectors(self) -> int:
+        """How many (d,) vectors of its own its memory holds."""
+
     def __call__(
         self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
     ) -> Estimate:
@@ -57,6 +61,8 @@ def momentum(v: Vector | None, gradient: Vector, eta: float) -> Vector:
 class Fresh:
     """The gradient on the round's rows."""
 
+    vectors: ClassVar[int] = 0
+
     def __call__(
         self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
     ) -> Estimate:
@@ -70,6 +76,7 @@ class Momentum:
     """Moving average of the gradients, weight eta on the new one."""
 
     eta: float
+    vectors: ClassVar[int] = 1
 
     def __call__(
         self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
@@ -88,6 +95,7 @@ class Spider:
     """
 
     period: int
+    vectors: ClassVar[int] = 2
 
     def __call__(
         self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int
@@ -108,6 +116,8 @@ class Accumulated:
     With h_i the sum of all that was sent, S - h_i is the error e_i that they carry over, and
     C(S - h_i) = C(e_i + grad f_i(x^k)) is what they send. `IncrementStep` is the server's side.
     """
+
+    vectors: ClassVar[int] = 1
 
     def __call__(
         self, oracle: Oracle, x: Vector, rows: IntVector | None, memory: Memory, k: int

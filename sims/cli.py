@@ -21,6 +21,7 @@ from fedef.config import Config, read_toml
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
+from sims.memory import Forecast, spelled
 from sims.partition_command import partition_command
 from sims.report.command import report_command
 from sims.reproduce.command import reproduce_command
@@ -275,11 +276,16 @@ def _start(
             folder,
             engine=engine,
             on_round=bar.with_sinks(sinks),
+            on_forecast=_tell,
             checkpoint_every=checkpoint_every,
             **ray_options,
         )
     sinks.on_end(summary)
     return summary
+
+
+def _tell(forecast: Forecast) -> None:
+    _err.print(Text(str(forecast)), soft_wrap=True)
 
 
 def _resume(
@@ -291,7 +297,7 @@ def _resume(
     sink: list[str],
 ) -> Line:
     from fedef.run_folder import RunFolder
-    from sims.engines import opener
+    from sims.engines import local_workers, opener
     from sims.run_loop import resume_run
 
     open_engine = opener(engine, **ray_options)
@@ -305,7 +311,9 @@ def _resume(
             name=engine,
             num_rounds=config.num_rounds,
             on_round=bar.with_sinks(sinks),
+            on_forecast=_tell,
             checkpoint_every=checkpoint_every,
+            workers=local_workers(engine, ray_options),
         )
     sinks.on_end(summary)
     return summary
@@ -353,7 +361,7 @@ class _Bar(Progress):
         self._uplink += line["uplink-bytes"]
         loss = line["loss"] if line["loss"] is not None else line["train-loss"]
         text = (
-            f"loss {_number(loss)}  |grad| {_number(line['grad-norm'])}  up {_size(self._uplink)}"
+            f"loss {_number(loss)}  |grad| {_number(line['grad-norm'])}  up {spelled(self._uplink)}"
         )
         self.update(self._bar, completed=line["round"], description=text)
 
@@ -369,9 +377,10 @@ def _show(summary: Line, folder: Path) -> None:
         "final loss": _number(summary["final-loss"]),
         "final |grad|": _number(summary["final-grad-norm"]),
         "test accuracy": _number(summary["test-accuracy"]),
-        "uplink": _size(uplink) + (f", {saved:.1f} times less than dense" if saved > 1.05 else ""),
-        "downlink": _size(summary["downlink-bytes"]),
-        "envelope": _size(summary["envelope-bytes"]),
+        "uplink": spelled(uplink)
+        + (f", {saved:.1f} times less than dense" if saved > 1.05 else ""),
+        "downlink": spelled(summary["downlink-bytes"]),
+        "envelope": spelled(summary["envelope-bytes"]),
         "refused": f"{summary['refused']} {summary['refusals'] or ''}".strip(),
         "model sha256": summary["model-sha256"],
         "seconds": f"{summary['seconds']:.1f}",
@@ -384,14 +393,6 @@ def _show(summary: Line, folder: Path) -> None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
 
 
 def _fail(message: str) -> NoReturn:

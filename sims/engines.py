@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.recorder import Line
 from sims.inline_run import open_inline
-from sims.run_loop import OnRound, OpenEngine, ignore, start_run
+from sims.run_loop import OnForecast, OnRound, OpenEngine, ignore, start_run
 
 ENGINES = ("inline", "ray", "flower")
 
@@ -22,6 +24,7 @@ def start(
     *,
     engine: str,
     on_round: OnRound = ignore,
+    on_forecast: OnForecast = ignore,
     checkpoint_every: int = 50,
     **options: Any,
 ) -> Line:
@@ -49,8 +52,17 @@ def start(
         open_engine=open_engine,
         name=engine,
         on_round=on_round,
+        on_forecast=on_forecast,
         checkpoint_every=checkpoint_every,
+        workers=local_workers(engine, options),
     )
+
+
+def local_workers(engine: str, options: Mapping[str, Any]) -> int:
+    """Processes of the engine on this machine; 0: none, or on a cluster that says nothing here."""
+    if engine != "ray" or options.get("ray_address"):
+        return 0
+    return options.get("workers") or len(os.sched_getaffinity(0))
 
 
 def opener(

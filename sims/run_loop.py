@@ -18,14 +18,16 @@ from fedef.server_session import Diverged
 from fedef.threads import single_threaded
 from sims.checkpoint import save_checkpoint
 from sims.engine import Engine
+from sims.memory import Forecast, available_bytes, forecast, require_memory
 
 OnRound = Callable[[Line], None]
+OnForecast = Callable[[Forecast], None]
 OpenEngine = Callable[[Experiment, Path | None], AbstractContextManager[Engine]]
 """Makes an engine, at the start or at the checkpoint of that path, and closes it again."""
 
 
-def ignore(line: Line) -> None:
-    """Do nothing with a line."""
+def ignore(news: Line | Forecast) -> None:
+    """Do nothing with a line or a forecast."""
 
 
 def start_run(
@@ -35,8 +37,10 @@ def start_run(
     open_engine: OpenEngine,
     name: str,
     on_round: OnRound = ignore,
+    on_forecast: OnForecast = ignore,
     checkpoint_every: int = 50,
     keep_state: bool = True,
+    workers: int = 0,
 ) -> Line:
     """Run a configuration from its start and return its summary.
 
@@ -50,18 +54,23 @@ def start_run(
         The engine, and what the folder calls it.
     on_round
         Called with each line of rounds.jsonl.
+    on_forecast
+        Called with the memory that the run will need, before it is refused or begins.
     checkpoint_every
         Rounds between checkpoints; there is always one at the end. 0: only there.
     keep_state
         Whether to leave checkpoints and the model; without them nobody can resume the run.
+    workers
+        Processes of the engine on this machine that each hold the data, for the forecast.
 
     Raises
     ------
     ConfigError
-        If the configuration or the folder cannot be used.
+        If the configuration or the folder cannot be used, or the run does not fit into memory.
     """
     with single_threaded():
         experiment = Experiment.build(config)
+        _foresee(experiment, on_forecast, workers=workers, checkpoints=keep_state)
         folder = RunFolder.create(out, config, engine=name)
         with open_engine(experiment, None) as engine:
             return _run(
@@ -81,7 +90,9 @@ def resume_run(
     name: str,
     num_rounds: int | None = None,
     on_round: OnRound = ignore,
+    on_forecast: OnForecast = ignore,
     checkpoint_every: int = 50,
+    workers: int = 0,
 ) -> Line:
     """Go on with a run from its last checkpoint, in the same folder; the same bits as unbroken.
 
@@ -98,7 +109,9 @@ def resume_run(
     with single_threaded():
         config = longer(config, num_rounds or config.num_rounds)
         folder.require_checkpoint()
-        with open_engine(Experiment.build(config), folder.checkpoint_path) as engine:
+        experiment = Experiment.build(config)
+        _foresee(experiment, on_forecast, workers=workers, checkpoints=True)
+        with open_engine(experiment, folder.checkpoint_path) as engine:
             cut_back(folder, config, engine.server.round)
             return _run(engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every)
 
@@ -131,6 +144,14 @@ def _run(
         if keep_state:
             _save(folder, engine)
         return recorder.finish(engine.server, status=status, keep_model=keep_state)
+
+
+def _foresee(
+    experiment: Experiment, on_forecast: OnForecast, *, workers: int, checkpoints: bool
+) -> None:
+    foreseen = forecast(experiment, workers=workers, checkpoints=checkpoints)
+    on_forecast(foreseen)
+    require_memory(foreseen, available_bytes())
 
 
 def _save(folder: RunFolder, engine: Engine) -> None:

@@ -1,0 +1,154 @@
+"""How much memory a run will need: told before its first round, and refused where it cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import psutil
+
+from fedef.errors import ConfigError
+from fedef.experiment import Experiment
+from fedef.participation import round_half_up
+from fedef.sparse import entry_bytes
+
+OBJECTS_BYTES = 2500
+"""Of Python's objects around a client's arrays: session, state, pending update, server's record."""
+CHECKPOINT_COPIES = 3
+"""Of the states, while a checkpoint is written: packed, as a file's bytes, with their checksum."""
+_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes that a run will hold on this machine, beside those that its process holds already."""
+
+    clients: int
+    """Clients that will have a state, in expectation."""
+    num_clients: int
+    """n; those that are never asked have none."""
+    state_bytes: int
+    """Of all clients' states at the end, at most, in expectation."""
+    round_bytes: int
+    """Of a round's work, replies and gradients."""
+    model_bytes: int
+    """Of the server's vectors and, in each process, the module with its gradient."""
+    checkpoint_bytes: int
+    """Of what is copied while a checkpoint is written; 0 without checkpoints."""
+    held_bytes: int
+    """Measured: what this process holds before the run, data and libraries."""
+    workers: int
+    """Processes that each build the data and the model again; 0: none but this one."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """What is to come."""
+        again = self.workers * (self.held_bytes + self.model_bytes)
+        parts = (self.state_bytes, self.round_bytes, self.model_bytes, self.checkpoint_bytes)
+        return sum(parts) + again
+
+    def __str__(self) -> str:
+        each = self.state_bytes / max(1, self.clients)
+        text = (
+            f"memory: {spelled(self.held_bytes)} held (data and libraries); to come: "
+            f"{spelled(self.state_bytes)} of states ({self.clients} of {self.num_clients} clients, "
+            f"{spelled(each)} each), {spelled(self.round_bytes)} a round, "
+            f"{spelled(self.model_bytes)} of models, {spelled(self.checkpoint_bytes)} while a "
+            "checkpoint is written"
+        )
+        if self.workers:
+            text += f", and data, libraries and model again in each of {self.workers} workers"
+        return f"{text}; {spelled(self.needed_bytes)} in all"
+
+
+def forecast(experiment: Experiment, *, workers: int = 0, checkpoints: bool = True) -> Forecast:
+    """What a run of the experiment will hold.
+
+    A client asked j times holds at most min(j k entries, the dense vector), which is concave in j:
+    its mean over the clients is at most its value at the mean (Jensen).
+
+    Parameters
+    ----------
+    experiment
+        Already built in this process, data and all.
+    workers
+        Ray's, on this machine.
+    checkpoints
+        Whether any is written.
+    """
+    problem, method, config = experiment.problem, experiment.method, experiment.config
+    n, d, item = experiment.num_clients, problem.dimension, problem.dtype.itemsize
+    asked = min(n, max(1, round_half_up(config.participation * n)))
+    seen = n * (1.0 - (1.0 - asked / n) ** config.num_rounds)
+    visits = config.num_rounds * asked / seen
+    sent = d if method.compressor.kind == "dense" else method.compressor.max_entries
+    update = sent * (item if method.compressor.kind == "dense" else item + 8)
+    vector, held = d * item, 0.0
+    if method.feedback:
+        sparse = visits * sent * entry_bytes(problem.dtype)
+        held = min(sparse, vector) if experiment.stays_sparse else vector
+    kept = 2 * method.estimator.vectors * vector  # acknowledged and pending
+    buffers = 2 * problem.initial_buffers().nbytes if config.buffers == "local" else 0
+    states = seen * (held + kept + update + buffers)
+    together = min(asked * vector, 2**26) if config.batched else 0
+    return Forecast(
+        clients=round(seen),
+        num_clients=n,
+        state_bytes=round(states + seen * OBJECTS_BYTES),
+        round_bytes=round(asked * (4 * update + OBJECTS_BYTES)) + 2 * together,
+        model_bytes=d * (6 * 8 + 4 * item),
+        checkpoint_bytes=round(CHECKPOINT_COPIES * states) if checkpoints else 0,
+        held_bytes=psutil.Process().memory_info().rss,
+        workers=workers,
+    )
+
+
+def available_bytes() -> int:
+    """What the machine, or the container that this process is in, can still give."""
+    free: float = psutil.virtual_memory().available
+    for limit, used in _LIMITS:
+        free = min(free, _number(limit, inf) - _number(used, 0.0))
+    return max(0, int(free))
+
+
+def require_memory(forecast: Forecast, available: int) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises
+    ------
+    ConfigError
+        With the numbers and the way out.
+    """
+    if forecast.needed_bytes <= available:
+        return
+    raise ConfigError(
+        f"{forecast}, but {spelled(available)} are available; what makes it smaller: a smaller "
+        "k-fraction, fewer num-rounds or less participation (fewer clients with a state), a method "
+        "without momentum, compressor=top-k or rand-k, fewer workers; or more machines, by "
+        "--engine ray --ray-address"
+    )
+
+
+def _number(path: str, default: float) -> float:
+    """Contents of a file of the kernel's; the default where there is none, or no limit."""
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return default
+    return inf if text == "max" else float(text)
+
+
+def spelled(count: float) -> str:
+    """Bytes for people: three digits and a unit."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"

@@ -14,8 +14,8 @@ from sims.page.drawing import png, svg
 from sims.partition_picture import Dealt, picture
 from sims.report import comparisons, tables
 from sims.report.charts import Chart, drawing
-from sims.report.figures import convergence, over_heterogeneity, sensitivity
-from sims.report.groups import Groups, group
+from sims.report.figures import convergence, dissimilarity, over_heterogeneity, sensitivity
+from sims.report.groups import Groups, group, said
 from sims.report.page import Figure, Section, render
 from sims.report.runs import Material, read
 
@@ -79,6 +79,11 @@ def _sections(material: Material, groups: Groups, files: Path, wishes: Wishes) -
         for condition in conditions
         for chart in convergence(groups, condition)
     ]
+    along = [
+        _drawn(chart, files, condition=condition)
+        for condition in conditions
+        for chart in dissimilarity(groups, condition)
+    ]
     finals = [_drawn(chart, files, choice=chart.x_label) for chart in over_heterogeneity(groups)]
     tried = [
         _drawn(chart, files, condition=condition)
@@ -106,7 +111,7 @@ def _sections(material: Material, groups: Groups, files: Path, wishes: Wishes) -
             "Heterogeneity",
             "How different the clients were, configured and measured, and what that did to the "
             "final results.",
-            tuple(finals),
+            (*finals, *along),
             ((tables.heterogeneity(groups), None),),
         ),
         Section(
@@ -131,7 +136,7 @@ def _sections(material: Material, groups: Groups, files: Path, wishes: Wishes) -
             "configuration",
             "Configuration",
             "What a reader needs to run it again; each run's folder holds its own, complete.",
-            tables=((varying, None), (common, None)) if varying.rows else ((common, None),),
+            tables=tuple((table, None) for table in (varying, common) if table.rows),
         ),
         Section(
             "environment",
@@ -198,7 +203,7 @@ def _write_csv(path: Path, rows: Iterable[list[str]]) -> None:
 
 def _lead(material: Material, groups: Groups) -> str:
     problems = dict.fromkeys(
-        f"{run.config['problem']} ({run.config['num-clients']} clients)" for run in material.runs
+        f"{run.config['problem']} ({said(run, 'num-clients')})" for run in material.runs
     )
     seeds = dict.fromkeys(run.seed for run in material.runs)
     text = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,9 @@ class Line:
     high: Values
     n: int
     lost: tuple[tuple[Values, Values], ...] = ()
-    """Points of runs that diverged: drawn thin, a cross at the end, no part of the mean."""
+    """Points of runs that did not complete: drawn thin, a cross at the end, no part of the mean."""
     pinned: tuple[float, ...] = ()
-    """x of runs that diverged and have no y: crosses at the upper edge."""
+    """x of runs that did not complete and have no y: crosses at the upper edge."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,16 @@ class Chart:
         return f"{self.title} against {self.x_label}. Last values: {ends}."
 
     def rows(self) -> Iterator[list[str]]:
-        """A heading and one row for each point; a run that diverged has no n."""
+        """A heading and one row for each point; a run that did not complete has no n."""
         yield ["series", "x", "y", "low", "high", "n"]
         for line in self.lines:
             for point in zip(line.x, line.y, line.low, line.high, strict=True):
                 yield [line.series.label, *(_cell(value) for value in point), str(line.n)]
             for x, y in line.lost:
                 for pair in zip(x, y, strict=True):
-                    yield [f"{line.series.label} (diverged)", *map(_cell, pair), "", "", ""]
+                    yield [f"{line.series.label} (not completed)", *map(_cell, pair), "", "", ""]
             for place in line.pinned:
-                yield [f"{line.series.label} (diverged)", _cell(place), "", "", "", ""]
+                yield [f"{line.series.label} (not completed)", _cell(place), "", "", "", ""]
 
 
 def drawing(chart: Chart, *, legend: bool) -> Draw:
@@ -122,7 +123,10 @@ def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
         axes.locator_params(axis="x", nbins=6)
     for axis in [axes.xaxis] * chart.log_x + [axes.yaxis] * chart.log_y:
         _plain_numbers(axis)
-    axes.set_title(chart.title, loc="left", fontsize=11)
+    # Long conditions go below the metric's name.
+    title = chart.title if len(chart.title) < 46 else chart.title.replace(" · ", "\n", 1)
+    wrapped = "\n".join(fill(part, 50) for part in title.split("\n"))
+    axes.set_title(wrapped, loc="left", fontsize=11 if wrapped == chart.title else 10)
     axes.grid(alpha=0.2, color=ink, linewidth=0.5)
     if legend:
         labels = [line.series.label for line in chart.lines]

@@ -47,7 +47,7 @@ def report_command(
     # Imported here: matplotlib, pandas and scipy take seconds that the other commands do not need.
     from sims.report.build import Wishes, build
 
-    page = build(
-        folders, out or folders[0] / "report", Wishes(title, partitions, target, reference)
-    )
+    wishes = Wishes(title, partitions, target, reference)
+    with Console(stderr=True).status("drawing"):
+        page = build(folders, out or folders[0] / "report", wishes)
     _out.print(f"page: {page}", highlight=False, soft_wrap=True)

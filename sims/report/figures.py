@@ -76,6 +76,26 @@ def convergence(groups: Groups, condition: int) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
+def dissimilarity(groups: Groups, condition: int) -> tuple[Chart, ...]:
+    """zeta^2 along the runs, where it was measured."""
+    cells = groups.of_condition(condition)
+    lines = usable(
+        [_curve(groups.series[c.series], c, over_rounds, "round", "zeta2", 1.0) for c in cells]
+    )
+    if not lines:
+        return ()
+    return (
+        Chart(
+            f"c{condition}-zeta2-rounds",
+            _title("gradient dissimilarity ζ²", groups, condition),
+            "round",
+            lines,
+            f"{_seeds(lines)}." + _lost(cells),
+            log_y=_positive(lines),
+        ),
+    )
+
+
 def over_heterogeneity(groups: Groups) -> tuple[Chart, ...]:
     """The final metrics over the configured and the measured heterogeneity."""
     if len(groups.conditions) < 2:
@@ -104,7 +124,7 @@ def over_heterogeneity(groups: Groups) -> tuple[Chart, ...]:
                     f"Final {metric.label}",
                     label,
                     lines,
-                    f"After the last round. {_seeds(lines)}." + _lost(groups.cells),
+                    f"After the last round. {_seeds(lines)}.",
                     log_x=bool(places.min() > 0 and places.max() > 20 * places.min()),
                     log_y=metric.log and _positive(lines),
                     share=metric.column == "test-accuracy",
@@ -134,7 +154,11 @@ def sensitivity(groups: Groups, condition: int, tuned: Sequence[str]) -> tuple[C
                     key,
                     lines,
                     f"Tuning runs, on seeds of their own. {_seeds(lines, 'range')}."
-                    + (" × at the upper edge: a run that diverged." if _pinned(lines) else ""),
+                    + (
+                        " × at the upper edge: a run that did not complete."
+                        if _pinned(lines)
+                        else ""
+                    ),
                     log_x=True,
                     log_y=metric.log and _positive(lines),
                     share=metric.column == "test-accuracy",
@@ -148,7 +172,7 @@ def _curve(
     series: Series, cell: Cell, average: Averager, axis: str, column: str, scale: float
 ) -> Line | None:
     found = average(cell.compared, column)
-    lost = [alone(run, axis, column) for run in cell.runs if run.status == "diverged"]
+    lost = [alone(run, axis, column) for run in cell.runs if not run.ended_well]
     shown = tuple((scale * x, y) for x, y in lost if len(x))
     if found is None:
         return Line(series, _NONE, _NONE, _NONE, _NONE, 0, shown) if shown else None
@@ -214,13 +238,15 @@ def _seeds(lines: Sequence[Line], kind: str = "95 % t interval") -> str:
 
 
 def _lost(cells: Iterable[Cell]) -> str:
-    count = sum(run.status == "diverged" for cell in cells for run in cell.runs)
+    count = sum(not run.ended_well for cell in cells for run in cell.runs)
     if count == 0:
         return ""
     if count == 1:
-        return " The run that diverged is drawn thin and ends in ×, apart from the mean."
-    return f" The {count} runs that diverged are drawn thin and end in ×, apart from the means."
+        return " The run that did not complete is drawn thin up to its ×, apart from the mean."
+    return f" The {count} runs that did not complete are drawn thin up to their ×, apart."
 
 
-def _pinned(lines: Sequence[Line]) -> bool:
-    return any(line.pinned for line in lines)
+def _pinned(lines: Sequence[Line]) -> str:
+    if not any(line.pinned for line in lines):
+        return ""
+    return " × at the upper edge: a run that did not complete."

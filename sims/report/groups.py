@@ -41,11 +41,11 @@ class Cell:
 
     @property
     def compared(self) -> tuple[Run, ...]:
-        """Those that ended with numbers."""
+        """Those that completed."""
         return tuple(run for run in self.runs if run.ended_well)
 
     def values(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """A number of the summary, of the runs that ended well and have it."""
+        """A number of the summary, of the runs that completed and have it."""
         values = [run.numbers.get(name, np.nan) for run in self.compared]
         return np.array([value for value in values if np.isfinite(value)])
 
@@ -85,9 +85,7 @@ def group(material: Material) -> Groups:
     series_of = {
         id(run): (
             name_of[id(run)],
-            ", ".join(
-                _said(run, key) for key in further[name_of[id(run)]] if run.config[key] != ""
-            ),
+            ", ".join(said(run, key) for key in further[name_of[id(run)]] if run.config[key] != ""),
         )
         for run in every
     }
@@ -113,7 +111,7 @@ def group(material: Material) -> Groups:
 
 def _condition(run: Run, keys: Sequence[str]) -> str:
     named = [value for axis, value in run.axes.items() if axis in CONDITION_KEYS]
-    return ", ".join(named or [_said(run, key) for key in keys])
+    return ", ".join(named or [said(run, key) for key in keys])
 
 
 def _name(run: Run) -> str:
@@ -134,9 +132,14 @@ def _further(
     return found
 
 
-def _said(run: Run, key: str) -> str:
+def said(run: Run, key: str) -> str:
+    """A key's value in words."""
     value = run.config.get(key, "")
     shown = f"{value:g}" if isinstance(value, float) else str(value)
+    if key in ("problem", "data", "partitioner"):
+        return shown
+    if key == "num-clients":
+        return f"{shown} client{'s' * (value != 1)}"
     return f"{key} {shown if shown != '' else 'not set'}"
 
 

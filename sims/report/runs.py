@@ -49,8 +49,8 @@ class Run:
 
     @property
     def ended_well(self) -> bool:
-        """Whether its last numbers are those of a model that can be compared."""
-        return self.status in ("completed", "interrupted", "unfinished")
+        """Whether it did all that was asked, so that its numbers can be compared."""
+        return self.status == "completed"
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def results(groups: Groups, condition: int) -> Table:
         for cell in cells
     ]
     return Table(
-        "After the last round: mean ± half of the 95 % t interval over the seeds that ended with "
-        "numbers (first column). Uplink: mean over seeds, of all clients together, measured.",
+        "After the last round: mean ± half of the 95 % t interval over the seeds that "
+        "completed (first column). Uplink: mean over seeds, of all clients together, measured.",
         (
             *("method", "n of runs", "test accuracy", "training loss", "gradient norm"),
             *("uplink, MB", "rounds", "step size"),
@@ -78,7 +78,7 @@ def lost_runs(material: Material, groups: Groups) -> Table | None:
         return None
     return Table(
         "Runs that diverged, failed or did not end. They count in every “n of runs”; their numbers "
-        "are in no mean.",
+        "are in no mean, what they did is drawn thin.",
         (
             *("method", "condition", "seed", "step size", "for", "status", "rounds"),
             *("error", "folder"),

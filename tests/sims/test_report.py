@@ -260,6 +260,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, what):
 def test_every_figure_is_beside_the_page_as_png_and_csv(page):
     names = re.findall(r'href="figures/([^"]+)\.png"', page.read_text())
     assert len(names) == len(set(names)) >= 15
+    assert {"c0-zeta2-rounds", "c1-partition", "final-final-loss-over-label-distance"} < set(names)
     for name in names:
         assert (page.parent / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with (page.parent / "figures" / "c1-loss-rounds.csv").open() as file:
@@ -285,7 +286,7 @@ def test_lost_runs_are_counted_and_shown(page):
     assert "<b>1</b>failed" in text
     assert "boom &lt;script&gt;" in text
     assert "1 of 3" in text
-    assert "The run that diverged is drawn thin and ends in ×" in text
+    assert "The 2 runs that did not complete are drawn thin" in text
 
 
 @pytest.mark.slow

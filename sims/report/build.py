@@ -222,7 +222,8 @@ def _facts(material: Material, groups: Groups) -> list[tuple[str, str, bool]]:
     diverged = sum(run.status == "diverged" for run in runs)
     failed = sum(run.status in ("failed", "killed") for run in runs)
     seeds = sorted({len(cell.runs) for cell in groups.cells})
-    megabytes = sum(run.numbers.get("uplink-bytes", 0) for run in runs) / 1e6
+    uplink = sum(run.numbers.get("uplink-bytes", 0) for run in runs)
+    size = f"{uplink / 1e9:.3g} GB" if uplink >= 1e9 else f"{uplink / 1e6:.3g} MB"
     return [
         (str(len(runs)), "runs reported", False),
         (str(len(groups.cells)), "methods × conditions", False),
@@ -230,5 +231,5 @@ def _facts(material: Material, groups: Groups) -> list[tuple[str, str, bool]]:
         (str(diverged), "diverged", diverged > 0),
         (str(failed), "failed", failed > 0),
         (str(len(material.tuning)), "tuning runs", False),
-        (f"{megabytes:,.3g} MB", "uplink in all", False),
+        (size, "uplink in all", False),
     ]

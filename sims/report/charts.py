@@ -61,6 +61,8 @@ class Chart:
     log_y: bool = False
     share: bool = False
     """y is a share: the axis ends at 0 and 1, also where an interval goes on."""
+    small: bool = False
+    """For three in a row on the page instead of two."""
     points: bool = False
     """Few points with error bars instead of a curve with a band."""
 
@@ -93,8 +95,7 @@ def drawing(chart: Chart, *, legend: bool) -> Draw:
 
 
 def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
-    # Points stand three in a row on the page, curves two.
-    figure = Figure(figsize=(3.7, 3.1) if chart.points else (4.6, 3.7), layout="constrained")
+    figure = Figure(figsize=(3.7, 3.1) if chart.small else (4.6, 3.7), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)

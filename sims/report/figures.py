@@ -92,6 +92,7 @@ def dissimilarity(groups: Groups, condition: int) -> tuple[Chart, ...]:
             lines,
             f"{_seeds(lines)}." + _lost(cells),
             log_y=_positive(lines),
+            small=True,
         ),
     )
 
@@ -129,6 +130,7 @@ def over_heterogeneity(groups: Groups) -> tuple[Chart, ...]:
                     log_y=metric.log and _positive(lines),
                     share=metric.column == "test-accuracy",
                     points=True,
+                    small=True,
                 )
             )
     return tuple(charts)
@@ -163,6 +165,7 @@ def sensitivity(groups: Groups, condition: int, tuned: Sequence[str]) -> tuple[C
                     log_y=metric.log and _positive(lines),
                     share=metric.column == "test-accuracy",
                     points=True,
+                    small=True,
                 )
             )
     return tuple(charts)

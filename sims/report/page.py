@@ -158,12 +158,17 @@ def _controls(groups: Groups) -> str:
             for index, label in enumerate(groups.conditions)
         )
         text += f'<fieldset><legend>Condition</legend><div class="chips">{radios}</div></fieldset>'
-    return text + "</div>"
+    return (
+        f"{text}<fieldset><legend>Show</legend>"
+        '<div class="chips"><label class="chip"><input type="checkbox" id="intervals" checked>'
+        "intervals</label></div></fieldset></div>"
+    )
 
 
 def _rules(groups: Groups, sections: Sequence[Section]) -> str:
     """What the check boxes and radio buttons hide."""
-    rules = [
+    rules = [':root:has(#intervals:not(:checked)) g:is([id*="-band"],[id*="-bar"]){display:none}']
+    rules += [
         f':root:has(#series-{s.index}:not(:checked)) g[id*="-s{s.index}-"],'
         f":root:has(#series-{s.index}:not(:checked)) tr.series-{s.index}{{display:none}}"
         for s in groups.series

@@ -367,6 +367,11 @@ def test_a_method_is_switched_off_and_on_by_mouse_and_keyboard(opened):
     assert not tab.locator("tr.series-2").first.is_visible()
     tab.keyboard.press("Space")
     assert curves.first.is_visible()
+    band = tab.locator('g[id^="c0-loss-rounds-s2-band"]').first
+    assert band.is_visible()
+    tab.get_by_role("checkbox", name="intervals").uncheck()
+    assert not band.is_visible()
+    assert tab.locator('g[id^="c0-loss-rounds-s2-mean"]').is_visible()
 
 
 def test_conditions_axes_and_colours_are_chosen(opened):

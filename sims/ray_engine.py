@@ -38,7 +38,7 @@ from fedef.server_session import RoundReport, ServerSession
 from fedef.state import Arrays
 from sims.checkpoint import whole_checkpoint
 from sims.ray_cluster import Resources, cluster
-from sims.ray_worker import Ask, Build, Worker
+from sims.ray_worker import Ask, Build, Worker, ask_of
 
 PLACEMENT_SECONDS = 120.0
 MAX_LOSSES = 3
@@ -76,16 +76,16 @@ class RaySettings:
 class _Order:
     """The tasks of one round: what they share, once, and what each worker gets."""
 
-    round: int
     model: Any
     """Reference into the object store."""
     buffers: Any
+    """Likewise; empty bytes where there are none."""
     asks: Mapping[int, Sequence[Ask]]
     """By worker."""
 
     def give(self, worker: int, method: Any) -> Any:
         """Call a worker's method for this round; return the reference to its result."""
-        return method.remote(self.round, self.asks[worker], self.model, self.buffers)
+        return method.remote(self.asks[worker], self.model, self.buffers)
 
 
 class _Lost(Exception):  # noqa: N818 - names a condition
@@ -165,9 +165,9 @@ class RayEngine:
     def _order(self, tasks: Sequence[Task]) -> _Order:
         asks: dict[int, list[Ask]] = defaultdict(list)
         for task in tasks:
-            asks[self._shard_of[task.client]].append((task.client, task.acked, task.digest))
+            asks[self._shard_of[task.client]].append(ask_of(task))
         model, buffers = (tasks[0].model, tasks[0].buffers) if tasks else (b"", b"")
-        return _Order(self.server.round + 1, ray.put(model), ray.put(buffers), asks)
+        return _Order(ray.put(model), ray.put(buffers) if buffers else b"", asks)
 
     def _states_of(self, worker: int) -> dict[int, Arrays]:
         while True:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -11,12 +14,22 @@ from fedef.client_session import ClientSession
 from fedef.cohort import work_of
 from fedef.config import Config
 from fedef.experiment import Experiment
-from fedef.messages import Reply, Task
+from fedef.messages import Field, Reply, Task
 from fedef.state import Arrays, ClientState
 
 Build = Callable[[Config], Experiment]
-Ask = tuple[int, int, bytes]
-"""What differs between the tasks of one round: client, `acked` and `digest`."""
+SHARED = ("model", "buffers")
+"""Fields that all tasks of a round have in common."""
+_OWN = tuple(field.name for field in fields(Task) if field.name not in SHARED)
+Ask = tuple[Field, ...]
+"""A task without what it shares."""
+ask_of: Callable[[Task], Ask] = attrgetter(*_OWN)
+
+
+def task_from(ask: Ask, model: bytes, buffers: bytes) -> Task:
+    """Inverse of `ask_of`."""
+    own: dict[str, Any] = dict(zip(_OWN, ask, strict=True))
+    return Task(model=model, buffers=buffers, **own)
 
 
 class Worker:
@@ -42,19 +55,16 @@ class Worker:
             for client, arrays in states.items()
         }
 
-    def work(self, round: int, asks: Sequence[Ask], model: bytes, buffers: bytes) -> list[Reply]:
+    def work(self, asks: Sequence[Ask], model: bytes, buffers: bytes) -> list[Reply]:
         """The shard's replies of a round."""
-        run_id = self._experiment.run_id
-        asked = [
-            (self._client(client), Task(run_id, client, round, acked, digest, model, buffers))
-            for client, acked, digest in asks
-        ]
+        tasks = [task_from(ask, model, buffers) for ask in asks]
+        asked = [(self._client(task.client), task) for task in tasks]
         work = list(work_of(self._experiment, asked))
         return [self._client(done.task.client).answer(done) for done in work]
 
-    def repeat(self, round: int, asks: Sequence[Ask], model: bytes, buffers: bytes) -> None:
+    def repeat(self, asks: Sequence[Ask], model: bytes, buffers: bytes) -> None:
         """Do a round again whose replies the server has had: only the state counts."""
-        self.work(round, asks, model, buffers)
+        self.work(asks, model, buffers)
 
     def states(self) -> dict[int, Arrays]:
         """The shard's states, for a checkpoint."""

@@ -1,16 +1,19 @@
 """The Ray engine's parts without Ray: who owns whom, options, a shard that comes back."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
+from fedef.messages import Task
 from sims.engine import InlineEngine
 from sims.engines import opener
 from sims.ray_cluster import Resources
 from sims.ray_engine import shards
-from sims.ray_worker import Worker
+from sims.ray_worker import Worker, ask_of, task_from
 
 CONFIG = Config.from_flat(
     {
@@ -46,12 +49,7 @@ def drive(server, workers, rounds, *, log=None):
         tasks = server.begin_round()
         for index, worker in enumerate(workers):
             mine = [t for t in tasks if t.client % len(workers) == index]
-            call = (
-                tasks[0].round,
-                [(t.client, t.acked, t.digest) for t in mine],
-                tasks[0].model,
-                tasks[0].buffers,
-            )
+            call = ([ask_of(task) for task in mine], tasks[0].model, tasks[0].buffers)
             for reply in worker.work(*call):
                 server.receive(reply)
             if log is not None and index == 1:
@@ -85,6 +83,12 @@ def test_a_shard_comes_back_from_its_stored_states_and_the_tasks_since():
     behind = started(stored)
     with pytest.raises(Exception, match="holds the state of round"):
         drive(server, [workers[0], behind], 4)
+
+
+def test_every_field_of_a_task_reaches_the_worker():
+    values = {"int": 7, "str": "x", "bytes": b"y"}
+    task = Task(**{field.name: values[str(field.type)] for field in fields(Task)})
+    assert task_from(ask_of(task), task.model, task.buffers) == task
 
 
 def test_resources_are_read():

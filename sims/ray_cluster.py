@@ -129,7 +129,7 @@ def _own(resources: Resources, workers: int | None) -> Iterator[None]:
                 _temp_dir=folder,
                 _system_config=_TUNED,
             )
-        except (ConnectionError, OSError, RuntimeError) as error:
+        except Exception as error:  # Ray raises the bare class, too
             raise FedefError(
                 f"Ray did not start ({str(error).strip().partition(chr(10))[0]}); try again, or "
                 "use --engine inline, which gives the same result"

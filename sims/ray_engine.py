@@ -40,7 +40,7 @@ from sims.checkpoint import whole_checkpoint
 from sims.ray_cluster import Resources, cluster
 from sims.ray_worker import Ask, Build, Worker, ask_of
 
-PLACEMENT_SECONDS = 120.0
+PLACEMENT_SECONDS = 300.0
 MAX_LOSSES = 3
 """Times that one shard's worker may be lost within one round; then the run stops."""
 

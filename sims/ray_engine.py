@@ -111,7 +111,11 @@ class RayEngine:
         self._orders: list[_Order] = []
         self._losses: Counter[int] = Counter()
         self._actors: dict[int, Any] = {}
-        self._start(sorted(set(self._shard_of)), stored.clients if stored else {})
+        try:
+            self._start(sorted(set(self._shard_of)), stored.clients if stored else {})
+        except BaseException:
+            self.close()
+            raise
 
     def round(self) -> RoundReport:
         """One round with sampled clients.

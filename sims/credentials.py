@@ -119,14 +119,15 @@ class Credentials:
         key = str(self.node(number) / "key.pub")
         return ["flwr", "supernode", "register", key, CONNECTION, "--name", f"node-{number}"]
 
-    def supernode_command(self, number: int) -> list[str]:
-        """Start a node, in its own folder."""
+    def supernode_command(self, number: int, settings: str = "") -> list[str]:
+        """Start a node, in its own folder; `settings`: more of its config, as ``key=value``."""
+        config = f"partition-id={number} num-partitions={self.num_nodes} {settings}".strip()
         return [
             "flower-supernode",
             *supernode_options(self.host, fleet=self.ports.fleet, control=self.ports.control),
             *("--root-certificates", "ca.crt"),
             *("--auth-supernode-private-key", "key"),
-            *("--node-config", f"partition-id={number} num-partitions={self.num_nodes}"),
+            *("--node-config", config),
         ]
 
     def _make_certificates(self, names: list[x509.GeneralName]) -> None:

@@ -84,9 +84,17 @@ class Deployment(FlowerRun):
         if process.returncode != 0 or "registered successfully" not in answer:
             raise FedefError(f"node {number} could not be registered: {answer.strip()}")
 
-    def start_node(self, number: int) -> subprocess.Popen[bytes]:
-        """Start a node in its own folder, which is all that it knows."""
-        command = [*self.credentials.supernode_command(number), "--port", str(free_port())]
+    def start_node(
+        self, number: int, settings: str = "", *, through: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a node in its own folder, which is all that it knows, and its own `settings`.
+
+        `through`: port of the loopback at which it reaches the SuperLink; None: directly.
+        """
+        command = self.credentials.supernode_command(number, settings)
+        if through is not None:
+            command[command.index("--superlink") + 1] = f"127.0.0.1:{through}"
+        command += ["--port", str(free_port())]
         with self.node_log(number).open("ab") as output:
             process = self.popen(command, output.fileno(), folder=self.credentials.node(number))
         self.nodes[number] = process

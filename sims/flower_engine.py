@@ -37,7 +37,12 @@ _ERROR_LINE = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Mismatch|Payload
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-def write_app(folder: Path, config: Mapping[str, Value]) -> Path:
+OUR_APPS = {"serverapp": "strategies.app:app", "clientapp": "clients.app:app"}
+
+
+def write_app(
+    folder: Path, config: Mapping[str, Value], *, components: Mapping[str, str] = OUR_APPS
+) -> Path:
     """A Flower app without code: both apps come from the installed packages.
 
     Parameters
@@ -46,6 +51,8 @@ def write_app(folder: Path, config: Mapping[str, Value]) -> Path:
         Made if it is missing; gets a ``pyproject.toml``.
     config
         The defaults of the run configuration. Flower accepts overrides of these keys only.
+    components
+        Where the two apps are.
 
     Returns
     -------
@@ -54,7 +61,7 @@ def write_app(folder: Path, config: Mapping[str, Value]) -> Path:
     """
     app = {
         "publisher": "fedef",
-        "components": {"serverapp": "strategies.app:app", "clientapp": "clients.app:app"},
+        "components": dict(components),
         "config": dict(config),
     }
     project = {

@@ -1,0 +1,57 @@
+"""A TCP proxy on the loopback that counts what passes, TLS and all."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_PIECE = 1 << 16
+
+
+class CountingProxy:
+    """Counts bytes to and from one port."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.sent = 0
+        """Bytes from those who connect."""
+        self.received = 0
+        """Bytes to them."""
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept nobody any more; what is connected goes on until it ends."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                for ends in ((near, far, True), (far, near, False)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, upwards: bool) -> None:
+        with suppress(OSError):
+            while piece := source.recv(_PIECE):
+                with self._lock:
+                    self.sent += len(piece) if upwards else 0
+                    self.received += 0 if upwards else len(piece)
+                sink.sendall(piece)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)  # the other direction may still be in use
+
+
+@contextmanager
+def counting(port: int) -> Iterator[CountingProxy]:
+    """Count what passes to `port` inside the block."""
+    proxy = CountingProxy(port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

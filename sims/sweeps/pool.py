@@ -19,7 +19,7 @@ Job = tuple[Mapping[str, Value], Path]
 Pool = Callable[[Iterable[Job]], Iterator[tuple[Path, str | None]]]
 """Carries out jobs; yields each folder as its run ends, with what lost it, else None."""
 
-TRIES = 2
+TRIES = 3
 """Of a run whose process is killed: the system may have been out of memory for a moment."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 

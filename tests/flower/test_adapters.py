@@ -57,6 +57,7 @@ def experiment_and_grid(*, tamper=None, seed=0, **changes):
         {"participation": 0.4},
         {"method": "norm-ef21", "compressor": "rand-k", "weighting": "uniform"},
         {"init": "full", "value_format": "float16", "seed": 3},
+        {"stop_uplink_bytes": 700},
     ],
     ids=str,
 )
@@ -70,6 +71,8 @@ def test_same_bits_as_inline(changes, tmp_path):
         k: v for k, v in inline.items() if k not in different
     }
     assert flower["envelope-bytes"] > 0
+    stopped = "stop_uplink_bytes" in changes
+    assert (flower["rounds"] < experiment.config.num_rounds) == stopped
 
 
 def test_node_ids_and_the_order_of_replies_do_not_matter(tmp_path):

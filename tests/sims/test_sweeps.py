@@ -247,7 +247,7 @@ def test_nothing_that_ended_is_run_again(whole):
     assert [Path(whole / name).read_bytes() for name in TABLES] == before
 
 
-@pytest.mark.parametrize("stop", [0, 5, 17])
+@pytest.mark.parametrize("stop", [0, 17])
 def test_a_sweep_that_was_stopped_ends_with_the_same_tables(whole, tmp_path, stop):
     ran = []
 
@@ -343,8 +343,8 @@ def test_the_examples_run_small(tmp_path, capsys):
     assert steps["runs"].tolist() == [2] * 10
     costs = k_against_bytes.main(seeds=1, rounds=2, target=0.2, out=out[1], workers=0)
     assert costs["reached"].sum() > 0
-    differences = heterogeneity.main(seeds=2, rounds=1, out=out[2], workers=0)
-    assert differences["n"].tolist() == [2, 2, 2]
+    differences = heterogeneity.main(seeds=1, rounds=1, out=out[2], workers=0)
+    assert differences["n"].tolist() == [1, 1, 1]
     assert "Holm" in capsys.readouterr().out
 
 

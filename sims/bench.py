@@ -6,9 +6,7 @@ machine does falls on both.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
 import numpy as np
@@ -17,13 +15,15 @@ from torch import nn
 
 from fedef.codec import encode
 from fedef.compressors import TopK, top_k_indices
+from fedef.errors import ConfigError
 from fedef.threads import single_threaded
 from fedef.value_formats import FORMATS
 from sims.bench_rounds import CONTENDERS, contenders, installed
+from sims.bench_scale import clients_not_asked, server_rounds, tiny_clients
+from sims.bench_table import WARM_UP, Row, compare
 from sims.bench_task import CONFIG, NUM_CLIENTS, build, client_data, mlp
 from sims.engine import InlineEngine
 
-WARM_UP = 3
 COMPARISONS = (
     ("ray", "inline", 0.62),
     ("inline", "flower-fedavg", 1 / 9),
@@ -34,31 +34,40 @@ COMPARISONS = (
 """Ours, beside, and the ratio that is asked."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison."""
-
-    what: str
-    ours: str
-    """Seconds or bytes of ours, as shown."""
-    beside: str
-    """The same of what it is compared with."""
-    ratio: float
-    asked: float
-    """The ratio must not be larger."""
+GROUPS: Mapping[str, Callable[[int], Iterator[Row]]] = {
+    "core": lambda turns: core(turns=turns),
+    "rounds": lambda turns: whole_rounds(turns=max(1, turns // 3)),
+    "tiny": lambda turns: tiny_clients(turns=turns),
+    "clients": lambda turns: clients_not_asked(turns=turns),
+    "server": lambda turns: server_rounds(turns=turns),
+}
+"""Comparisons by name, of so many turns."""
 
 
-def run_benchmarks(*, turns: int) -> Iterator[Row]:
-    """Every comparison, one torch thread, the contenders taking `turns` turns."""
+def run_benchmarks(*, turns: int, only: str = "") -> Iterator[Row]:
+    """Every comparison or one group of them, one torch thread, `turns` turns of the contenders.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such group.
+    """
+    if only and only not in GROUPS:
+        raise ConfigError(f"only: must be one of {', '.join(GROUPS)}, got {only!r}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with single_threaded():
-            yield engine_overhead(turns=turns)
-            yield selection_and_encoding(turns=turns)
+            for name in (only,) if only else GROUPS:
+                yield from GROUPS[name](turns)
     finally:
         torch.set_num_threads(threads)
-    yield from whole_rounds(turns=max(1, turns // 3))
+
+
+def core(*, turns: int) -> Iterator[Row]:
+    """The engine and the codec against bare loops."""
+    yield engine_overhead(turns=turns)
+    yield selection_and_encoding(turns=turns)
 
 
 def engine_overhead(*, turns: int) -> Row:
@@ -71,14 +80,11 @@ def engine_overhead(*, turns: int) -> Row:
     problem = experiment.problem
     engine = InlineEngine(experiment)
     bare = _BareLoop(problem.initial_point(), client_data(), k=problem.dimension // 100)
-    ours, beside, ratio = _compare(engine.round, bare.round, turns=turns)
-    return Row(
+    return Row.of_seconds(
         f"a round of the inline engine / of a bare loop, {NUM_CLIENTS} clients, "
         f"d={problem.dimension}",
-        f"{ours * 1e3:.1f} ms",
-        f"{beside * 1e3:.1f} ms",
-        ratio,
-        1.2,
+        compare(engine.round, bare.round, turns=turns),
+        asked=1.2,
     )
 
 
@@ -113,17 +119,14 @@ def selection_and_encoding(*, turns: int, dimension: int = 10**6, k: int = 10**4
     vector = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
     tensor = torch.from_numpy(vector)
     compressor, value_format = TopK(k, dimension), FORMATS["float32"]
-    ours, beside, ratio = _compare(
-        lambda: encode(compressor.compress(vector), value_format),
-        lambda: torch.topk(tensor.abs(), k),
-        turns=turns,
-    )
-    return Row(
+    return Row.of_seconds(
         f"top-k and encoding / torch.topk alone, d={dimension}, k={k}",
-        f"{ours * 1e3:.2f} ms",
-        f"{beside * 1e3:.2f} ms",
-        ratio,
-        0.25,
+        compare(
+            lambda: encode(compressor.compress(vector), value_format),
+            lambda: torch.topk(tensor.abs(), k),
+            turns=turns,
+        ),
+        asked=0.25,
     )
 
 
@@ -158,21 +161,3 @@ class _BareLoop:
         self.step += 1
         scale = 1.0 / self.step**0.5 / np.linalg.norm(self.g)
         self.x = (self.x - scale * self.g).astype(np.float32)
-
-
-def _compare(
-    ours: Callable[[], object], beside: Callable[[], object], *, turns: int
-) -> tuple[float, float, float]:
-    """Median seconds of one call of each, and the median of the turns' ratios."""
-    pairs = [(_seconds(ours), _seconds(beside)) for _ in range(turns + WARM_UP)][WARM_UP:]
-    return (
-        median(pair[0] for pair in pairs),
-        median(pair[1] for pair in pairs),
-        median(pair[0] / pair[1] for pair in pairs),
-    )
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began

@@ -180,12 +180,15 @@ def theory(
 @app.command()
 def bench(
     turns: Annotated[int, typer.Option(min=1, help="Turns that the contenders take.")] = 60,
+    only: Annotated[
+        str, typer.Option(help="One group: core, rounds, tiny, clients or server. Default: all.")
+    ] = "",
 ) -> None:
-    """Measure the engine and the codec against bare loops, side by side, and print ratios."""
+    """Measure ours against bare loops and other simulators, side by side, and print ratios."""
     from sims.bench import run_benchmarks
 
     table = Table("what", "ours", "beside", "ratio", "asked")
-    for row in run_benchmarks(turns=turns):
+    for row in run_benchmarks(turns=turns, only=only):
         table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:.3g}")
     _out.print(table)
 

@@ -21,6 +21,7 @@ from fedef.config import Config, read_toml
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.recorder import Line
+from fedef.service import Service
 from sims.memory import Forecast, spelled
 from sims.partition_command import partition_command
 from sims.report.command import report_command
@@ -133,12 +134,15 @@ def run(
 @app.command()
 def keys() -> None:
     """List all settings with their defaults and meanings."""
-    table = Table("key", "default", "meaning", box=None, pad_edge=False)
-    defaults = Config().to_flat()
-    for name, field in Config.model_fields.items():
-        key = name.replace("_", "-")
-        table.add_row(Text(key, "bold"), str(defaults[key]), Text(field.description or ""))
-    _out.print(table)
+    for keys_of in (Config, Service):
+        table = Table("key", "default", "meaning", box=None, pad_edge=False)
+        defaults = keys_of().to_flat()
+        for name, field in keys_of.model_fields.items():
+            key = name.replace("_", "-")
+            table.add_row(Text(key, "bold"), str(defaults[key]), Text(field.description or ""))
+        _out.print(table)
+        if keys_of is Config:
+            _out.print("\nOnly in the run config of 'flwr run':")
 
 
 @app.command()

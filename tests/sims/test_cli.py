@@ -163,8 +163,9 @@ def test_keys_are_all_listed(capfd, called):
             cli.main()
     printed = capfd.readouterr().out
     from fedef.config import known_keys
+    from fedef.service import Service
 
-    for key in known_keys():
+    for key in (*known_keys(), *Service.known_keys()):
         assert key in printed
 
 

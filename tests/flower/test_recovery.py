@@ -261,3 +261,19 @@ def test_a_mirror_needs_a_checkpoint_each_round(tmp_path):
     service = Service(on_lost_state="hand-back", server_checkpoint_every=2)
     with pytest.raises(ConfigError, match="needs server-checkpoint-every=1, got 2"):
         run(grid(tmp_path), EXPERIMENT, tmp_path / "run", service)
+
+
+def test_a_server_with_rare_checkpoints_comes_back_behind_its_clients(tmp_path):
+    """Killed in round 6 with checkpoints at 3 and 6: clients are ahead, so the policy decides."""
+    service = Service(server_checkpoint_every=3)
+    with pytest.raises(Killed):
+        run(grid(tmp_path, tamper=killing(16)), EXPERIMENT, tmp_path / "run", service)
+    again = {"server-checkpoint-every": 3, "resume": str(tmp_path / "run")}
+    with pytest.raises(StateMismatch, match="go on with another on-lost-state"):
+        run(grid(tmp_path), EXPERIMENT, tmp_path, Service.from_run_config(again))
+    again |= {"on-lost-state": "evict-by-reset"}
+    run(grid(tmp_path), EXPERIMENT, tmp_path, Service.from_run_config(again))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("completed", CONFIG.num_rounds)
+    assert summary["refusals"].keys() == {"lost-state"}
+    assert summary["excluded"] == {}

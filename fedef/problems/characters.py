@@ -13,7 +13,7 @@ from fedef.class_data import drawn_part
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
-from fedef.problems.files import read_initial_point
+from fedef.problems.files import read_initial_point, refuse_instance
 from fedef.problems.images import evaluation_rows
 from fedef.problems.torch_problem import Examples, TorchProblem
 from fedef.torch_characters import char_gru, char_lstm
@@ -73,11 +73,7 @@ def _loss(scores: Tensor, following: Tensor) -> Tensor:
 
 
 def _check_keys(config: Config) -> None:
-    if config.instance is not None:
-        raise ConfigError(
-            f"instance: {config.problem} takes none, got {config.instance!r}; "
-            "use problem=polynomial or problem=logistic"
-        )
+    refuse_instance(config)
     if config.data != SHAKESPEARE and not config.data.removesuffix(".bz2").endswith(".jsonl"):
         raise ConfigError(
             f"data: problem={config.problem} needs text by speaker, got {config.data!r}; set "

@@ -7,9 +7,8 @@ from torch import nn
 
 from fedef.config import Config
 from fedef.datasets import digits
-from fedef.errors import ConfigError
 from fedef.partitions import partition_for
-from fedef.problems.files import read_initial_point
+from fedef.problems.files import read_initial_point, refuse_instance
 from fedef.problems.torch_problem import TorchProblem, examples_of
 
 MODULES = {
@@ -27,11 +26,7 @@ def build(config: Config) -> TorchProblem:
     ConfigError
         If an instance file is given, or the digits cannot be dealt to num-clients clients.
     """
-    if config.instance is not None:
-        raise ConfigError(
-            f"instance: {config.problem} takes none, got {config.instance!r}; "
-            "use problem=polynomial or problem=logistic"
-        )
+    refuse_instance(config)
     data = digits(config.seed)
     parts = partition_for(config, data.train_labels)
     return TorchProblem(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.vectors import Vector, is_finite
 
@@ -62,6 +63,21 @@ def read_npz(
                 f"{key}: array {name!r} of {path!r} (dtype {array.dtype}) must hold finite numbers"
             )
     return arrays
+
+
+def refuse_instance(config: Config) -> None:
+    """Refuse an instance file, for problems that are made of data and a network.
+
+    Raises
+    ------
+    ConfigError
+        If one is given.
+    """
+    if config.instance is not None:
+        raise ConfigError(
+            f"instance: {config.problem} takes none, got {config.instance!r}; "
+            "use problem=polynomial or problem=logistic"
+        )
 
 
 def read_initial_point(path: str) -> Vector:

@@ -17,7 +17,7 @@ from fedef.errors import ConfigError
 from fedef.hf_data import Columns
 from fedef.image_data import HUGGING_FACE, IMAGE_SETS, image_data
 from fedef.partitions import partition_for
-from fedef.problems.files import read_initial_point
+from fedef.problems.files import read_initial_point, refuse_instance
 from fedef.problems.torch_problem import TorchProblem, examples_of
 from fedef.randomness import stream
 from fedef.shared_rows import sizes_of
@@ -154,11 +154,7 @@ def _normalized(module: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
 
 
 def _check_keys(config: Config) -> None:
-    if config.instance is not None:
-        raise ConfigError(
-            f"instance: {config.problem} takes none, got {config.instance!r}; "
-            "use problem=polynomial or problem=logistic"
-        )
+    refuse_instance(config)
     own = config.data.startswith(HUGGING_FACE) or config.data.endswith(".npz")
     if config.data not in IMAGE_SETS and not own:
         raise ConfigError(

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedef.character_data import LENGTH, SHAKESPEARE, Codes, character_data
+from fedef.character_data import LENGTH, SHAKESPEARE, character_data
 from fedef.class_data import drawn_part
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point, refuse_instance
 from fedef.problems.images import evaluation_rows
-from fedef.problems.torch_problem import Examples, TorchProblem
+from fedef.problems.torch_problem import TorchProblem, examples_of
+from fedef.shared_rows import sizes_of
 from fedef.torch_characters import char_gru, char_lstm
 
 NETWORKS = {"char-gru": char_gru, "char-lstm": char_lstm}
@@ -43,29 +44,21 @@ def build(config: Config) -> TorchProblem:
     text = character_data(config.data, data_dir=config.data_dir)
     text = text.part(train_examples=config.train_examples, seed=config.seed)
     parts = partition_for(config, text.groups, text.owners)
-    heard = np.unique(text.owners[np.concatenate(parts)])
+    heard = text.owners if config.partitioner == "shared" else text.owners[np.concatenate(parts)]
     test = text.test[np.isin(text.test_owners, heard)]
     test = test[drawn_part(len(test), config.test_examples, config.seed, "test", "the text")]
     return TorchProblem(
         config.problem,
         module=partial(NETWORKS[config.problem], len(text.alphabet)),
         loss=_loss,
-        clients=[_examples(text.train[part]) for part in parts],
-        test=_examples(test) if len(test) else None,
+        clients=examples_of(text.train[:, :LENGTH], text.train[:, 1:], parts),
+        test=(torch.tensor(test[:, :LENGTH]), torch.tensor(test[:, 1:])) if len(test) else None,
         seed=config.seed,
         x0=None if config.initial_point is None else read_initial_point(config.initial_point),
         rows_at_once=_ROWS_AT_ONCE,
-        evaluated=evaluation_rows(
-            [len(part) for part in parts], config.eval_examples, seed=config.seed
-        ),
+        evaluated=evaluation_rows(sizes_of(parts), config.eval_examples, seed=config.seed),
         device=config.device,
     )
-
-
-def _examples(sequences: Codes) -> Examples:
-    """Characters, and what follows each of them."""
-    codes = torch.tensor(sequences)
-    return codes[:, :LENGTH], codes[:, 1:]
 
 
 def _loss(scores: Tensor, following: Tensor) -> Tensor:

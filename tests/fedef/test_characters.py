@@ -87,6 +87,7 @@ def test_natural_clients_are_speakers(plays):
     assert sizes(2) == (18, 5)
     assert sizes(2, "natural-largest") == (8, 10)
     assert sum(sizes(3, "iid", train_examples=20)) == 20
+    assert sizes(50, "shared", client_examples=2) == (2,) * 50
     with pytest.raises(ConfigError, match="num-clients=5 is more than the 4 natural clients"):
         sizes(5)
 

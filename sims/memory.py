@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 import psutil
@@ -17,13 +16,16 @@ OBJECTS_BYTES = 2500
 """Of Python's objects around a client's arrays: session, state, pending update, server's record."""
 CHECKPOINT_COPIES = 3
 """Of the states, while a checkpoint is written: packed, as a file's bytes, with their checksum."""
-_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
     ),
 )
+"""Of version 2 and 1: folder, limit, usage, and the part of it that is files' cache."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,12 @@ def forecast(experiment: Experiment, *, workers: int = 0, checkpoints: bool = Tr
 def available_bytes() -> int:
     """What the machine, or the container that this process is in, can still give."""
     free: float = psutil.virtual_memory().available
-    for limit, used in _LIMITS:
-        free = min(free, _number(limit, inf) - _number(used, 0.0))
+    for folder, limit, usage, cache in _CGROUPS:
+        allowed, used = _lines(folder / limit), _lines(folder / usage)
+        if allowed and used and allowed[0].isdecimal():
+            stat = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat"))
+            # What is cached of files is given back as soon as memory is wanted.
+            free = min(free, int(allowed[0]) - int(used[0]) + int(stat.get(cache, 0)))
     return max(0, int(free))
 
 
@@ -136,13 +142,12 @@ def require_memory(forecast: Forecast, available: int) -> None:
     )
 
 
-def _number(path: str, default: float) -> float:
-    """Contents of a file of the kernel's; the default where there is none, or no limit."""
+def _lines(path: Path) -> list[str]:
+    """A file of the kernel's; nothing where there is none, "max" where nothing is limited."""
     try:
-        text = Path(path).read_text(encoding="ascii").strip()
+        return path.read_text(encoding="ascii").splitlines()
     except OSError:
-        return default
-    return inf if text == "max" else float(text)
+        return []
 
 
 def spelled(count: float) -> str:

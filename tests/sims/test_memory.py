@@ -9,7 +9,7 @@ import pytest
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
-from sims import run_loop
+from sims import memory, run_loop
 from sims.engine import InlineEngine
 from sims.inline_run import run_inline
 from sims.memory import OBJECTS_BYTES, available_bytes, forecast, require_memory, spelled
@@ -95,6 +95,23 @@ def test_a_run_that_does_not_fit_is_refused_with_numbers_and_leaves_no_folder(
     require_memory(told[0], told[0].needed_bytes)
     with pytest.raises(ConfigError, match="available"):
         require_memory(told[0], told[0].needed_bytes - 1)
+
+
+@pytest.mark.parametrize("limit", ["5000000", "max"])
+def test_a_containers_limit_counts_but_for_cached_files(tmp_path, monkeypatch, limit):
+    files = {
+        "memory.max": limit,
+        "memory.current": "4000000",
+        "memory.stat": "anon 1\ninactive_file 700000\nfile 800000",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    group = (tmp_path, "memory.max", "memory.current", "inactive_file")
+    monkeypatch.setattr(memory, "_CGROUPS", (group,))
+    if limit == "max":
+        assert available_bytes() > 2**20
+    else:
+        assert available_bytes() == 5_000_000 - 4_000_000 + 700_000
 
 
 def test_what_is_available_is_a_number_of_this_machine():

@@ -21,7 +21,7 @@ from fedef.vectors import IntVector, Layout, Vector, norm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Examples = tuple[Tensor, Tensor]
-_ROWS_IN_A_GROUP = 4096
+_ROWS_IN_A_GROUP = 16384
 _NO_BUFFERS: Vector = np.empty(0, dtype=np.float32)
 
 

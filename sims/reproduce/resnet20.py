@@ -107,6 +107,9 @@ def study(settings: Settings, *, size: Size | None = None) -> Study:
             "nothing synchronizes them, and the first estimate is 128 times too small. Whether the "
             "paper's figures were made with exactly that code is not known; we take them as "
             "unverified and do not compare curves.",
+            "Steps of length 5 throw the network far in the first ten rounds, where the loss "
+            "rises, and the averaged batch-norm statistics that the evaluation uses lag behind the "
+            "weights: read the first points of the loss with that in mind.",
             "The paper counts k·32 bits per message and no indices; every byte here was sent.",
             "Deviations: the first dense message is the gradient of a minibatch, not of a client's "
             "whole data; clients have 10,000 images each, not 10,112 and 9,552; batch-norm "

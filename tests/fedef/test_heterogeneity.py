@@ -15,6 +15,9 @@ from fedef.problems.analytic import Analytic
 from fedef.problems.base import LocalResult
 from fedef.problems.registry import build_problem
 from fedef.problems.torch_problem import TorchProblem
+from fedef.recorder import Recorder
+from fedef.run_folder import RunFolder
+from sims.engine import InlineEngine
 from sims.inline_run import run_inline
 
 NONE = np.empty(0)
@@ -192,6 +195,17 @@ def test_a_run_reports_it_and_keeps_its_bits(tmp_path):
         buffers=np.empty(0, dtype=np.float32),
     )
     assert on["zeta2-start"] == pytest.approx(at_start, rel=1e-12)
+
+
+def test_what_flowers_server_does_not_see_stays_empty(tmp_path):
+    config = replace_key(RUN, heterogeneity_every=1)
+    engine = InlineEngine(Experiment.build(config))
+    folder = RunFolder.create(tmp_path / "run", config, engine="flower")
+    recorder = Recorder(engine.experiment, folder, engine="flower")
+    assert recorder.round_ended(engine.round(), engine.server)["zeta2"] is None
+    summary = recorder.finish(engine.server, status="completed")
+    assert (summary["zeta2-start"], summary["zeta2-end"]) == (None, None)
+    assert summary["label-distance"] > 0.3
 
 
 def test_dealing_at_random_is_nearer_than_by_class(tmp_path):

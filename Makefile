@@ -59,7 +59,7 @@ test-latest: $(LATEST)/.ready
 	$(LATEST)/bin/pytest -m "not slow" tests/flower tests/sims/test_credentials.py $(ARGS)
 	$(LATEST)/bin/pytest -m slow tests/flower/test_simulation.py tests/flower/test_deployment.py $(ARGS)
 
-# pip-audit asks pypi.org for advisories: where only a mirror is reached, it can say nothing.
+# pip-audit asks the package index for advisories: a mirror may have none to tell.
 audit: install
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive fedef clients strategies sims
 	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip

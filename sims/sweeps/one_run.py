@@ -19,7 +19,14 @@ from sims import inline_run
 from sims.sweeps.plan import Value
 
 FAILURE, TIMING = "failure.json", "timing.json"
-RUN_PATH = ("engine.py", "run_loop.py", "inline_run.py", "checkpoint.py", "sweeps/one_run.py")
+RUN_PATH = (
+    "checkpoint.py",
+    "engine.py",
+    "inline_run.py",
+    "memory.py",
+    "run_loop.py",
+    "sweeps/one_run.py",
+)
 """What a run executes of this package."""
 
 

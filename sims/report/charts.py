@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from textwrap import fill
 from typing import Any
 
@@ -29,6 +30,7 @@ DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _MARKS_PER_CURVE = 6
+_LEGEND_ROW_INCHES = 0.21
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,12 @@ def drawing(chart: Chart, *, legend: bool) -> Draw:
 
 
 def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
-    figure = Figure(figsize=(3.7, 3.1) if chart.small else (4.6, 3.7), layout="constrained")
+    labels = [line.series.label for line in chart.lines]
+    columns = 1 if max(map(len, labels), default=0) > 26 else 2
+    width, height = (3.7, 3.1) if chart.small else (4.6, 3.7)
+    if legend:
+        height += _LEGEND_ROW_INCHES * ceil(len(labels) / columns)
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -130,10 +137,9 @@ def _draw(chart: Chart, legend: bool, ink: str) -> Figure:
     axes.set_title(wrapped, loc="left", fontsize=11 if wrapped == chart.title else 10)
     axes.grid(alpha=0.2, color=ink, linewidth=0.5)
     if legend:
-        labels = [line.series.label for line in chart.lines]
         figure.legend(
             loc="outside lower center",
-            ncols=1 if max(map(len, labels), default=0) > 26 else 2,
+            ncols=columns,
             frameon=False,
             fontsize=9,
             handlelength=2.8,

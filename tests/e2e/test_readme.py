@@ -1,5 +1,6 @@
 """Every command and program of the README, as it stands there (slow: real processes)."""
 
+import csv
 import json
 import os
 import re
@@ -44,6 +45,19 @@ def test_the_table_of_results_is_the_file_that_the_picture_wrote():
             f"({row['lowest']:.3f} to {row['highest']:.3f}) | {row['uplink MB']:.3f} MB |"
         )
         assert spelled in README
+
+
+def test_the_table_of_heterogeneity_is_the_file_that_the_report_wrote():
+    with (ROOT / "docs" / "heterogeneity.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["n"] for line in lines} == {"5"}
+    for name in {line["series"] for line in lines}:
+        cells = [
+            f"{float(line['y']):.3f} ± {(float(line['high']) - float(line['low'])) / 2:.3f}"
+            for line in lines
+            if line["series"] == name
+        ]
+        assert f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cells)} |" in README
 
 
 NEEDS_DATA = "sims.ian_robustness"

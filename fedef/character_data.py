@@ -17,7 +17,7 @@ from fedef.errors import ConfigError
 from fedef.vectors import IntVector
 
 SHAKESPEARE = "shakespeare"
-_FILE = "shakespeare_speakers.jsonl"
+SHAKESPEARE_FILE = "shakespeare_speakers.jsonl"
 
 LENGTH = 80
 """Characters of a sequence, as in LEAF (arXiv:1812.01097) and FedAvg's paper."""
@@ -79,7 +79,7 @@ def character_data(name: str, *, data_dir: str | None) -> CharacterData:
     ConfigError
         If the file is missing or unusable, or no speaker has a sequence.
     """
-    path = find_file(_FILE if name == SHAKESPEARE else name, data_dir)
+    path = find_file(SHAKESPEARE_FILE if name == SHAKESPEARE else name, data_dir)
     return _read(path, path.stat().st_mtime_ns, path.stat().st_size)
 
 

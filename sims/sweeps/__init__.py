@@ -28,11 +28,12 @@ A cell is one value of each axis, a run is a cell with a seed. What a sweep leav
     sweep.toml         the sweep, as it was given
     sweep.json         name; axes: {name: [values in order]}; columns: AXIS and KEY below; identity:
                        those of them that tell the cells apart; seeds; tune (grid, seeds, per,
-                       metric and choices: [{group, values, edge, scores}]) or null; code: the
-                       version's hash; counts: {status: number of runs}
+                       metric and choices: [{group, values, edge, scores}]) or null; plan: hash of
+                       sweep.toml; code: the version's hash; planned: runs of the whole sweep;
+                       complete: those that ended, the rows; counts: {status: number of runs}
     runs/RUN/          every run that ended: config.toml, environment.json, rounds.jsonl,
                        summary.json; failure.json where it crashed. RUN is the hash of the
-                       configuration and the code's version
+                       configuration, of the content of the files it names and of the code
     results.parquet    one row per run, below
     curves.parquet     one row per run and round, below
     timing.parquet     run, seconds (of its rounds), wall-seconds (with data and files): all that
@@ -62,5 +63,7 @@ config                 the whole configuration as JSON
 ``total-uplink-bytes``, ``total-downlink-bytes`` from the first round on.
 
 ``results.parquet`` and ``curves.parquet`` have the same content however often the sweep was
-killed and called again, and for any number of workers.
+killed and called again, and for any number of workers. What failed or was killed is tried again at
+the next call, as its cause may have been the machine's; what completed or diverged is not. A call
+that is stopped leaves the tables of an earlier one where those hold more runs of the same file.
 """

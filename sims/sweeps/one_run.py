@@ -7,33 +7,22 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from functools import cache
-from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 
-import fedef
 from fedef.config import Config
+from fedef.durable import sync_folder, write_atomically
 from fedef.run_folder import RunFolder
 from sims import inline_run
 from sims.sweeps.plan import Value
 
 FAILURE, TIMING = "failure.json", "timing.json"
-RUN_PATH = (
-    "checkpoint.py",
-    "engine.py",
-    "inline_run.py",
-    "memory.py",
-    "run_loop.py",
-    "sweeps/one_run.py",
-)
-"""What a run executes of this package."""
 
 
 def run_into(flat: Mapping[str, Value], folder: Path) -> None:
     """Run a configuration; its folder appears in one step, after the run has ended.
 
-    A run that raises leaves ``failure.json`` beside what it wrote.
+    A run that raises leaves ``failure.json`` beside what it wrote; the folder of such a run is
+    replaced.
 
     Raises
     ------
@@ -41,6 +30,7 @@ def run_into(flat: Mapping[str, Value], folder: Path) -> None:
         If the run was interrupted; nothing is left of it then.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    failed = folder.with_name(f".{folder.name}.{os.getpid()}.failed.part")
     shutil.rmtree(aside, ignore_errors=True)
     began = time.perf_counter()
     try:
@@ -48,11 +38,16 @@ def run_into(flat: Mapping[str, Value], folder: Path) -> None:
         if status == "interrupted":
             raise KeyboardInterrupt
         timing = {"wall-seconds": round(time.perf_counter() - began, 6)}
-        (aside / TIMING).write_text(json.dumps(timing), encoding="utf-8")
+        RunFolder(aside).sync_rounds()
+        write_atomically(aside / TIMING, json.dumps(timing).encode())
+        if (folder / FAILURE).exists():
+            folder.rename(failed)
         if not folder.exists():
             aside.rename(folder)
+        sync_folder(folder.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for leftover in (aside, failed):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _status(flat: Mapping[str, Value], out: Path) -> str:
@@ -65,24 +60,5 @@ def _status(flat: Mapping[str, Value], out: Path) -> str:
             RunFolder.create(out, config, engine="inline")
         line = next(iter(str(error).strip().splitlines()[-1:]), "")
         failure = {"status": "failed", "error": f"{type(error).__name__}: {line}"}
-        (out / FAILURE).write_text(json.dumps(failure), encoding="utf-8")
+        write_atomically(out / FAILURE, json.dumps(failure).encode())
         return "failed"
-
-
-def run_key(config: Config) -> str:
-    """Name of a run's folder: 16 hex digits of a hash of the configuration and `code_version`."""
-    text = json.dumps([config.to_flat(), code_version()], sort_keys=True)
-    return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """Hash of what decides a run's bits: the sources of fedef and of the engine, NumPy, torch."""
-    digest = blake2b(digest_size=8)
-    package, engine = Path(fedef.__file__).parent, Path(inline_run.__file__).parent
-    sources = [*sorted(package.rglob("*.py")), *(engine / name for name in RUN_PATH)]
-    for path in sources:
-        name = path.relative_to(package.parent if package in path.parents else engine.parent)
-        digest.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
-    digest.update(f"{version('numpy')} {version('torch')}".encode())
-    return digest.hexdigest()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import product
 from typing import Any
+
+import tomli_w
 
 from fedef.config import Config, known_keys
 from fedef.errors import ConfigError
@@ -41,7 +44,7 @@ class Tuning:
     grid: tuple[Settings, ...]
     """Every combination of the tuned keys' values."""
     ends: tuple[bool, ...]
-    """Whether a point of the grid is at an end of some key's values."""
+    """Whether a point of the grid has the least or the largest of some key's numbers."""
     seeds: tuple[int, ...]
     per: tuple[str, ...]
     """Columns whose values make a group; each group chooses for itself."""
@@ -64,6 +67,23 @@ class Plan:
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     tuning: Tuning | None
+
+    @property
+    def toml(self) -> str:
+        """The source as a file."""
+        return tomli_w.dumps(self.source)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits: of the source."""
+        return blake2b(self.toml.encode(), digest_size=8).hexdigest()
+
+    @property
+    def num_runs(self) -> int:
+        """Of the whole sweep, the tuning's among them."""
+        tuning = self.tuning
+        of_cell = len(self.seeds) + (len(tuning.grid) * len(tuning.seeds) if tuning else 0)
+        return len(self.cells) * of_cell
 
     def group(self, cell: Cell) -> Group:
         """The cell's group in the tuning: its values of the columns `Tuning.per`."""
@@ -126,12 +146,19 @@ def _points(axis: str, given: Any) -> _Points:
                 f"axes: {axis!r} with a list of values must be a key, see 'fedef keys'; "
                 f"for named combinations write [axes.{axis}.NAME]"
             )
-        return [(_valid(axis, value), {axis: value}) for value in given]
+        return [(value, {axis: value}) for value in _distinct("axes", axis, given)]
     if isinstance(given, Mapping) and given and all(isinstance(v, Mapping) for v in given.values()):
         return [
             (label, dict(zip(keys, values, strict=True)))
             for label, keys in given.items()
-            for values in product(*(v if isinstance(v, list) else [v] for v in keys.values()))
+            for values in product(
+                *(
+                    _distinct(f"axes.{axis}.{label}", key, value)
+                    if isinstance(value, list)
+                    else [value]
+                    for key, value in keys.items()
+                )
+            )
         ]
     raise ConfigError(
         f"axes: {axis!r} must be a list of values or a table of named tables of keys, got "
@@ -150,7 +177,7 @@ def _columns(
 ) -> dict[str, Value | None]:
     flat = Config.from_flat({**keys, **tuned}).to_flat()
     values = {key: flat[key] if key in keys else None for key in varied}
-    return {**values, **labels} if not labels else {**labels, **_without(values, labels)}
+    return {**labels, **values, **labels}  # the names come first, and settle a key of their name
 
 
 def _unsettled(axes: Mapping[str, _Points], cells: Sequence[Cell]) -> list[str]:
@@ -166,12 +193,6 @@ def _unsettled(axes: Mapping[str, _Points], cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _without(
-    values: dict[str, Value | None], names: Mapping[str, Value]
-) -> dict[str, Value | None]:
-    return {key: value for key, value in values.items() if key not in names}
-
-
 def _grid(tune: Mapping[str, Any]) -> list[Settings]:
     for key, values in tune.items():
         if not isinstance(values, list) or not values:
@@ -179,7 +200,7 @@ def _grid(tune: Mapping[str, Any]) -> list[Settings]:
                 f"tune: {key} must be a list of values, got {values!r}; "
                 f"for example tune = {{{key} = [0.1, 1.0]}}"
             )
-    lists = [[_valid(key, value) for value in values] for key, values in tune.items()]
+    lists = [_distinct("tune", key, values) for key, values in tune.items()]
     return [dict(zip(tune, point, strict=True)) for point in product(*lists)]
 
 
@@ -203,10 +224,14 @@ def _tuning(
     metric = source.get("tune-metric", "final-loss")
     if metric not in METRICS:
         raise ConfigError(f"tune-metric: must be one of {list(METRICS)}, got {metric!r}")
-    ends = {
-        key: {_valid(key, values[0]), _valid(key, values[-1])}
+    numbers = {
+        key: [value for value in values if isinstance(value, int | float)]
         for key, values in tune.items()
-        if len(values) > 1
+    }
+    ends = {
+        key: {min(numbers[key]), max(numbers[key])}
+        for key, values in tune.items()
+        if len(numbers[key]) == len(values) > 1 and not isinstance(values[0], bool)
     }
     at_end = tuple(any(point[key] in ends[key] for key in ends) for point in grid)
     return Tuning(tuple(grid), at_end, seeds, tuple(per), metric)
@@ -251,6 +276,14 @@ def _table(source: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{name}: must be a table, got {given!r}; write it as [{name}]")
     return dict(given)
+
+
+def _distinct(where: str, key: str, values: Sequence[Any]) -> list[Value]:
+    """Values as the configuration has them; one given twice would count twice."""
+    valid = [_valid(key, value) for value in values]
+    if len(set(valid)) != len(valid):
+        raise ConfigError(f"{where}: {key} has a value twice, got {list(values)}; keep one of them")
+    return valid
 
 
 def _valid(key: str, value: Any) -> Value:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fedef.errors import ConfigError
 from sims.processes import HOME_VARIABLE, temporary_home
 from sims.sweeps.plan import Value
 
@@ -96,7 +97,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 def _on_ray(work: Work, workers: int, stack: ExitStack) -> Pool:
     def task(flat: Mapping[str, Value], folder: Path, cwd: str) -> None:
-        os.chdir(cwd)
+        enter(cwd)
         work(flat, folder)
 
     def run_all(jobs: Iterable[Job]) -> Iterator[tuple[Path, str | None]]:
@@ -133,6 +134,23 @@ def _on_ray(work: Work, workers: int, stack: ExitStack) -> Pool:
                 ray.cancel(reference, force=True)
 
     return run_all
+
+
+def enter(folder: str) -> None:
+    """Change to the folder that the sweep was called in.
+
+    Raises
+    ------
+    ConfigError
+        If this machine does not have it.
+    """
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"out: a worker cannot enter {folder!r}, where the sweep was called: {error.strerror}; "
+            "on a cluster (RAY_ADDRESS) call it in a folder that all machines share"
+        ) from None
 
 
 def _loss(reference: Any) -> str | None:

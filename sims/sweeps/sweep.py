@@ -1,4 +1,4 @@
-"""A sweep from its plan to its tables. What has ended is on disk, and is never run again."""
+"""A sweep from its plan to its tables. What ended is on disk; of that, only failures run again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tomli_w
 
 from fedef.config import Config, read_toml
 from fedef.durable import write_atomically
 from fedef.errors import ConfigError
-from sims.sweeps.one_run import code_version, run_into, run_key
+from sims.sweeps.one_run import run_into
 from sims.sweeps.plan import Cell, Group, Plan, Settings, config_of, make_plan
 from sims.sweeps.pool import Pool, Work, open_pool
+from sims.sweeps.run_key import code_version, run_key
 from sims.sweeps.tables import (
     CURVES,
     RESULTS,
@@ -35,6 +35,7 @@ from sims.sweeps.tables import (
 )
 from sims.sweeps.tuning import Choice, choose
 
+ABOUT = "sweep.json"
 FOLDER, CELL = "folder", "cell"
 """Attributes of the results: where the sweep's files are; the columns that tell cells apart."""
 
@@ -82,15 +83,20 @@ class Sweep:
         return self.out / "runs" / key
 
     def carry_out(self, pool: Pool, runs: list[Run], phase: str) -> None:
-        """Run what has not ended yet."""
+        """Run what has not ended yet, and what failed: its cause may have been the machine's."""
         by_key = {run.key: run for run in runs}
-        for key in by_key:
-            if self.folder(key).is_dir():
-                self.records[key] = read_record(self.folder(key))
-        self.watch.phase_began(phase, runs, self.records)
-        missing = [run for key, run in by_key.items() if key not in self.records]
+        there = {key: read_record(self.folder(key)) for key in by_key if self.folder(key).is_dir()}
+        self.records |= there
+        ended = {key: record for key, record in there.items() if record["status"] != "failed"}
+        self.watch.phase_began(phase, runs, ended)
+        missing = [run for key, run in by_key.items() if key not in ended]
         jobs = ((run.config.to_flat(), self.folder(run.key)) for run in missing)
         for folder, lost in pool(jobs):
+            if lost is None and not folder.is_dir():
+                raise ConfigError(
+                    f"out: a run ended, but its folder {str(folder)!r} is not on this machine; for "
+                    "workers on other machines (RAY_ADDRESS) choose a folder that all of them share"
+                )
             record = read_record(folder) if lost is None else {"status": "killed", "error": lost}
             self.records[folder.name] = record
             self.watch.run_ended(by_key[folder.name], record)
@@ -107,16 +113,28 @@ class Sweep:
         return choose(tuning, groups)
 
     def write(self, runs: list[Run], choices: Mapping[Group, Choice]) -> pd.DataFrame:
-        """Write the tables and sweep.json, and return the results."""
+        """Write the tables and sweep.json, and return the results.
+
+        Tables of the same plan that hold more runs stay: what ended in those is still to come here.
+        """
         known = [run for run in runs if run.key in self.records]
         folders = [self.folder(key) for key in dict.fromkeys(run.key for run in known)]
         folders = [folder for folder in folders if folder.is_dir()]
         results = results_table((self._row(run, choices) for run in known), self.plan.columns)
-        write_table(self.out / RESULTS, results)
-        write_table(self.out / CURVES, curves_table(folders))
-        write_table(self.out / TIMES, timing_table(folders))
-        self._write_about(known, choices)
+        if len(known) >= self._written():
+            write_table(self.out / RESULTS, results)
+            write_table(self.out / CURVES, curves_table(folders))
+            write_table(self.out / TIMES, timing_table(folders))
+            self._write_about(known, choices)
         return results
+
+    def _written(self) -> int:
+        """Runs of this plan in the tables that are there."""
+        try:
+            about = json.loads((self.out / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+        return int(about["complete"]) if about.get("plan") == self.plan.digest else 0
 
     def _row(self, run: Run, choices: Mapping[Group, Choice]) -> Record:
         record, tuning = self.records[run.key], self.plan.tuning
@@ -161,10 +179,13 @@ class Sweep:
                     for group, choice in choices.items()
                 ],
             },
+            "plan": self.plan.digest,
             "code": code_version(),
+            "planned": self.plan.num_runs,
+            "complete": len(runs),
             "counts": dict(Counter(str(self.records[run.key]["status"]) for run in runs)),
         }
-        write_atomically(self.out / "sweep.json", (json.dumps(about, indent=2) + "\n").encode())
+        write_atomically(self.out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def run_sweep(
@@ -182,7 +203,8 @@ def run_sweep(
     source
         A sweep's file, or its content; see `sims.sweeps`.
     out
-        The sweep's folder. Runs that ended there are not run again. Default: ``runs/NAME``.
+        The sweep's folder. Runs that ended there are not run again, but those that failed are.
+        Default: ``runs/NAME``.
     workers
         Ray tasks at a time, one core each; 0: none, all in this process. Default: all cores.
     watch
@@ -207,7 +229,7 @@ def run_sweep(
     with _claimed(folder):
         sweep = Sweep(plan, folder.resolve(), watch or Watch())
         sweep.watch.sweep_began(plan)
-        write_atomically(folder / "sweep.toml", tomli_w.dumps(plan.source).encode())
+        write_atomically(folder / "sweep.toml", plan.toml.encode())
         done: list[Run] = []
         choices: dict[Group, Choice] = {}
         count = os.cpu_count() or 1 if workers is None else workers

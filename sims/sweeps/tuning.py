@@ -8,6 +8,7 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
+from fedef.errors import ConfigError
 from sims.sweeps.plan import METRICS, Group, Settings, Tuning
 
 
@@ -40,11 +41,23 @@ def choose(
     -----
     A point with a run that did not complete is never better than one without. Equal points: the
     first. No point without such a run: the first of the grid.
+
+    Raises
+    ------
+    ConfigError
+        If all runs of a group completed and none has the metric.
     """
     return {group: _choice(tuning, points) for group, points in records.items()}
 
 
 def _choice(tuning: Tuning, points: Sequence[Sequence[Mapping[str, Any]]]) -> Choice:
+    runs = [run for of_point in points for run in of_point]
+    if all(run["status"] == "completed" and run.get(tuning.metric) is None for run in runs):
+        measured = [name for name in METRICS if any(run.get(name) is not None for run in runs)]
+        raise ConfigError(
+            f"tune-metric: no tuning run has {tuning.metric!r}; these runs have "
+            f"{', '.join(measured) or 'none to choose by'}"
+        )
     sign = METRICS[tuning.metric]
     scores = [_score(tuning.metric, runs) for runs in points]
     costs = [inf if score is None else sign * score for score in scores]

@@ -19,9 +19,11 @@ from fedef.config import Config, read_toml
 from fedef.errors import ConfigError
 from sims import cli, sweep_bench
 from sims.examples import heterogeneity, k_against_bytes, step_size
-from sims.sweeps import one_run
+from sims.sweeps import run_key as keys
 from sims.sweeps.one_run import run_into
 from sims.sweeps.plan import config_of, make_plan
+from sims.sweeps.pool import enter
+from sims.sweeps.run_key import run_key
 from sims.sweeps.sweep import run_sweep
 from sims.sweeps.tuning import choose
 
@@ -105,6 +107,12 @@ BAD = {
     "shared seeds": (changed(tune_seeds=[1, 9]), "[1] are reported seeds too"),
     "an empty grid": (changed(tune={"step-size": []}), "tune: step-size must be a list"),
     "an unknown group": (changed(tune_per=["alpha"]), "tune-per: must be a list of"),
+    "a value twice": (changed(axes={"k": [3, 3]}), "axes: k has a value twice, got [3, 3]"),
+    "a combination's value twice": (
+        changed(axes={"m": {"a": {"participation": [1, 1.0]}}}),
+        "axes.m.a: participation has a value twice, got [1, 1.0]",
+    ),
+    "a tuned value twice": (changed(tune={"step-size": [1, 1.0]}), "tune: step-size has a value"),
     "an unknown metric": (changed(tune_metric="loss"), "tune-metric: must be one of"),
     "no table": (changed(base=3), "base: must be a table"),
 }
@@ -200,9 +208,43 @@ def test_tuning_prefers_runs_that_completed_and_flags_the_edge():
     assert chosen["a",].scores == (3.0, 1.5, None)
 
 
+def test_an_edge_is_the_least_or_largest_number_whatever_the_order():
+    grid = {"step-size": [0.3, 1.0, 0.1], "schedule": ["constant", "inv-sqrt"]}
+    tuning = make_plan(changed(tune=grid)).tuning
+    sizes = [point["step-size"] for point in tuning.grid]
+    assert tuning.ends == tuple(size in (0.1, 1.0) for size in sizes)
+
+
+def test_a_metric_that_no_run_has_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"no tuning run has 'test-accuracy'; .* final-loss"):
+        run_sweep(changed(tune_metric="test-accuracy"), out=tmp_path / "out", workers=0)
+
+
+def test_a_runs_key_is_of_the_content_of_its_files_not_of_their_place(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDEF_DATA", raising=False)
+
+    def key(folder, **more):
+        flat = {**BASE, "data": "rows.txt", "data-dir": str(tmp_path / folder), **more}
+        return run_key(Config.from_flat(flat))
+
+    for name, text in (("a", "1 1:1\n"), ("b", "1 1:1\n"), ("c", "1 1:2\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.txt").write_text(text)
+    assert key("a") == key("b") != key("c")
+    assert key("nowhere") not in (key("a"), key("c"))
+    before = key("a")
+    (tmp_path / "a" / "rows.txt").write_text("1 1:1\n-1 1:2\n")
+    assert key("a") != before
+    for named in ("replay", "instance", "initial-point"):
+        file = tmp_path / f"{named}.npz"
+        without = key("b", **{named: str(file)})
+        file.write_bytes(b"1")
+        assert key("b", **{named: str(file)}) != without
+
+
 def test_the_code_version_covers_what_a_run_imports():
     """Of sims; fedef is hashed as a whole."""
-    root, seen = Path(one_run.__file__).parents[2], set()
+    root, seen = Path(keys.__file__).parents[2], set()
     waiting = {"sims/sweeps/one_run.py"}
     while waiting:
         path = waiting.pop()
@@ -215,7 +257,7 @@ def test_the_code_version_covers_what_a_run_imports():
                 file = candidate.replace(".", "/") + ".py"
                 if (root / file).is_file():
                     waiting |= {file} - seen
-    assert seen - {"sims/sweeps/plan.py"} == {f"sims/{name}" for name in one_run.RUN_PATH}
+    assert seen - {"sims/sweeps/plan.py"} == {f"sims/{name}" for name in keys.RUN_PATH}
 
 
 # --- runs that end badly -------------------------------------------------------------------------
@@ -233,8 +275,32 @@ def test_diverged_and_crashed_runs_are_rows_and_stop_nothing(tmp_path):
     assert results["status"].tolist() == 3 * ["completed"] + 3 * ["failed"] + 3 * ["diverged"]
     assert results.loc[3, "error"].startswith("ConfigError: top-k: k must be in [1, d=10], got 11")
     assert results["final-loss"].notna().tolist()[:6] == 3 * [True] + 3 * [False]
-    again = run_sweep(ROUGH, out=tmp_path / "rough", workers=0, work=forbidden)
+    failed, tried = set(results["run"][3:6]), []
+
+    def counted(flat, folder):
+        tried.append(folder.name)
+        run_into(flat, folder)
+
+    before = [(tmp_path / "rough" / name).read_bytes() for name in TABLES]
+    again = run_sweep(ROUGH, out=tmp_path / "rough", workers=0, work=counted)
     assert_frame_equal(results, again)
+    assert [(tmp_path / "rough" / name).read_bytes() for name in TABLES] == before
+    assert (len(tried), set(tried)) == (3, failed)
+
+
+def test_a_run_that_the_machine_failed_completes_at_the_next_call(tmp_path, monkeypatch):
+    source = {"seeds": 2, "base": {**BASE, "num-rounds": 2}}
+    whole = run_sweep(source, out=tmp_path / "whole", workers=0)
+
+    def full(*arguments):
+        raise ConfigError("num-clients: the run needs more memory than there is")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sims.run_loop.require_memory", full)
+        failed = run_sweep(source, out=tmp_path / "out", workers=0)
+    assert failed["status"].tolist() == ["failed", "failed"]
+    assert_frame_equal(run_sweep(source, out=tmp_path / "out", workers=0), whole)
+    assert not list((tmp_path / "out" / "runs").glob(".*"))
 
 
 def forbidden(flat, folder):
@@ -271,6 +337,39 @@ def test_a_sweep_that_was_stopped_ends_with_the_same_tables(whole, tmp_path, sto
     for name in TABLES:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert not list((out / "runs").glob(".*"))
+
+
+def test_a_stopped_call_leaves_the_tables_that_hold_more_of_the_same_plan(tmp_path, monkeypatch):
+    source = {"seeds": 2, "base": {**BASE, "num-rounds": 2}}
+    out = tmp_path / "out"
+
+    def counts():
+        about = json.loads((out / "sweep.json").read_text())
+        return about["complete"], about["planned"]
+
+    def stopped(flat, folder):
+        if flat["seed"] == 1:
+            raise KeyboardInterrupt
+        run_into(flat, folder)
+
+    run_sweep(source, out=out, workers=0)
+    assert counts() == (2, 2)
+    before = [(out / name).read_bytes() for name in (*TABLES, "sweep.json")]
+    monkeypatch.setattr(keys, "code_version", lambda: "changed")
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(source, out=out, workers=0, work=stopped)
+    assert [(out / name).read_bytes() for name in (*TABLES, "sweep.json")] == before
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep({**source, "seeds": 3}, out=out, workers=0, work=stopped)
+    assert counts() == (1, 3)
+    assert len(tables(out)[0]) == 1
+
+
+def test_a_run_or_a_folder_on_another_machine_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="choose a folder that all of them share"):
+        run_sweep(ROUGH, out=tmp_path / "out", workers=0, work=lambda flat, folder: None)
+    with pytest.raises(ConfigError, match=r"cannot enter .*nowhere.*all machines share"):
+        enter(str(tmp_path / "nowhere"))
 
 
 def test_more_seeds_run_only_what_is_new(whole, tmp_path):

@@ -130,7 +130,7 @@ def test_a_bad_sweep_says_what_to_do_before_anything_is_run(name, tmp_path):
 def test_the_flagship_is_what_it_says():
     plan = make_plan(read_toml(FLAGSHIP))
     assert len(plan.cells) == 5 * (3 + 3 + 1 + 1)
-    assert len(plan.cells) * (len(plan.tuning.grid) * len(plan.tuning.seeds) + 5) == 400
+    assert plan.num_runs == len(plan.cells) * (6 * 1 + 5) == 440
     assert len({plan.group(cell) for cell in plan.cells}) == 8
     assert plan.identity == ("dirichlet-alpha", "method", "k-fraction")
     gradients = set()

@@ -117,7 +117,7 @@ class Contender:
         self._name, self._log = name, home / f"{name}.log"
         program = f"from sims.bench_rounds import serve; serve({name!r})"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command line, no shell
+            self._process = subprocess.Popen(  # noqa: S603 - our own command line, no shell # nosec B603
                 [sys.executable, "-c", program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -22,8 +22,13 @@ from statsmodels.stats.multitest import multipletests
 from fedef.errors import ConfigError
 from fedef.vectors import Vector
 
+Values = NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+_ROUNDING = 1e-12
+"""Of the largest value: values that differ by no more are the same one."""
+_LOST = ("diverged", "failed", "killed")
+"""Never reach a target; runs that were interrupted might have."""
 _LARGEST_IS_BEST = frozenset({"test-accuracy"})
 
 
@@ -34,11 +39,32 @@ class Estimate:
     n: int
     mean: float
     low: float
-    """mean -+ t_{0.975, n-1} s/sqrt(n); NaN for n < 2."""
+    """As `t_interval`."""
     high: float
     bootstrap_low: float
-    """BCa bootstrap of the mean; NaN for n < 2."""
+    """BCa bootstrap of the mean; NaN where the other one is."""
     bootstrap_high: float
+
+
+def t_interval(values: Values) -> tuple[Values, Values, Values]:
+    """Mean and ends of the 95 % t interval along the first axis.
+
+    mean -+ t_{0.975, n-1} s / sqrt(n) (Student 1908). The ends are NaN for n < 2, and where all
+    values are the same one other than 0: no spread was seen, which does not say that there is none.
+    """
+    n = len(values)
+    mean = values.mean(axis=0)
+    if n < 2:
+        return mean, np.full_like(mean, nan), np.full_like(mean, nan)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(axis=0, ddof=1) / sqrt(n)
+    half = np.where(_without_spread(values) & values.any(axis=0), nan, half)
+    return mean, mean - half, mean + half
+
+
+def _without_spread(values: Vector | Values) -> NDArray[np.bool_]:
+    """Whether values along the first axis are the same up to rounding."""
+    same: NDArray[np.bool_] = np.ptp(values, axis=0) <= _ROUNDING * np.abs(values).max(axis=0)
+    return same
 
 
 def estimate(values: ArrayLike, *, seed: int = 0) -> Estimate:
@@ -47,12 +73,11 @@ def estimate(values: ArrayLike, *, seed: int = 0) -> Estimate:
     n = len(sample)
     if n < 2:
         return Estimate(n, float(sample[0]) if n else nan, nan, nan, nan, nan)
-    mean = float(sample.mean())
-    if np.ptp(sample) == 0:  # BCa divides by the spread
-        return Estimate(n, mean, mean, mean, mean, mean)
+    mean, low, high = map(float, t_interval(sample))
+    if _without_spread(sample):  # BCa divides by the spread
+        return Estimate(n, mean, low, high, low, high)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is then NaN
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * sample.std(ddof=1) / sqrt(n))
         resampled = stats.bootstrap(
             (sample,),
             np.mean,
@@ -61,7 +86,7 @@ def estimate(values: ArrayLike, *, seed: int = 0) -> Estimate:
             method="BCa",
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    return Estimate(n, mean, mean - half, mean + half, float(resampled.low), float(resampled.high))
+    return Estimate(n, mean, low, high, float(resampled.low), float(resampled.high))
 
 
 def summarize(
@@ -81,17 +106,18 @@ def summarize(
     Returns
     -------
     pandas.DataFrame
-        `by`, runs, n (completed, with a value), diverged, crashed, complete, mean, low, high,
-        bootstrap-low, bootstrap-high.
+        `by`, runs, n (completed, with a value), diverged, crashed, unfinished, complete, mean, low,
+        high, bootstrap-low, bootstrap-high.
 
     Raises
     ------
     ConfigError
-        If a column is missing.
+        If a column is missing, or a seed is there twice in a row.
     """
     reported = _reported(results, [*by, metric])
     rows = []
     for key, runs in _groups(reported, by):
+        _require_once(runs, ["seed"], by)
         found = estimate(_values(runs, metric))
         rows.append(
             {
@@ -136,7 +162,8 @@ def paired_differences(
     -------
     pandas.DataFrame
         `within`, first, second, pairs (seeds of both), n (of them both completed), complete,
-        difference (mean of first - second), low, high (95 % t interval), p, p-holm.
+        difference (mean of first - second), low, high (95 % t interval), p, p-holm (over the known
+        p). p and the interval are NaN where the difference is the same on every seed, but not 0.
 
     Raises
     ------
@@ -150,11 +177,7 @@ def paired_differences(
         )
     rows = []
     for key, runs in _groups(reported, within):
-        if runs.duplicated([between, "seed"]).any():
-            raise ConfigError(
-                f"statistics: several runs of one {between} share a seed; pair them within more "
-                f"columns than {list(within)}"
-            )
+        _require_once(runs, [between, "seed"], within)
         values = runs.assign(value=_known(runs, metric)).pivot(
             index="seed", columns=between, values="value"
         )
@@ -209,18 +232,19 @@ def cost_to_target(
     Returns
     -------
     pandas.DataFrame
-        `by`, runs, reached, censored (completed without reaching it), diverged, crashed, median:
-        the least cost by which half of the runs have reached it, NaN where that is not known; text.
+        `by`, runs, reached, censored (ended without reaching it), diverged, crashed, unfinished,
+        median: the least cost by which half of the runs have reached it, NaN where that is not
+        known; text.
 
     Notes
     -----
-    A completed run that did not reach the target is censored at its last cost. One that diverged or
-    crashed before never reaches it: it stays at risk to the end.
+    A run that did not reach the target is censored at its last cost, whether it completed or is
+    unfinished. One that diverged or crashed before never reaches it: it stays at risk to the end.
 
     Raises
     ------
     ConfigError
-        If a column is missing.
+        If a column is missing, or a seed is there twice in a row.
     """
     reported = _reported(results, list(by))
     _require(curves, ["run", metric, cost])
@@ -231,9 +255,10 @@ def cost_to_target(
     last = curves.groupby("run")[cost].max().astype(float)
     rows = []
     for key, runs in _groups(reported, by):
+        _require_once(runs, ["seed"], by)
         reached = runs["run"].isin(first.index).to_numpy()
-        completed = (runs["status"] == "completed").to_numpy(dtype=bool)
-        ends = runs["run"].map(last).where(completed, inf)
+        lost = runs["status"].isin(_LOST).to_numpy(dtype=bool)
+        ends = runs["run"].map(last).fillna(0.0).mask(lost, inf)
         costs = runs["run"].map(first).where(reached, ends).to_numpy(dtype=np.float64)
         median = _median(costs, reached)
         shown = "median beyond what was run" if np.isnan(median) else f"median {median:.6g}"
@@ -242,7 +267,7 @@ def cost_to_target(
                 **key,
                 **_ends(runs),
                 "reached": int(reached.sum()),
-                "censored": int((completed & ~reached).sum()),
+                "censored": int((~lost & ~reached).sum()),
                 "median": median,
                 "text": f"{reached.sum()} of {len(runs)} reached; {shown}",
             }
@@ -262,11 +287,11 @@ def _median(costs: Vector, reached: NDArray[np.bool_]) -> float:
 
 
 def _p_value(difference: Vector) -> float:
-    """Two-sided, that the mean difference is 0; equal on every seed: 1."""
+    """Two-sided, that the mean difference is 0; 0 on every seed: 1, another one on every: NaN."""
     if len(difference) < 2:
         return nan
-    if np.ptp(difference) == 0:
-        return 1.0 if difference[0] == 0 else 0.0
+    if _without_spread(difference):
+        return nan if difference.any() else 1.0
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
@@ -296,6 +321,15 @@ def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ConfigError(f"statistics: no column {missing[0]!r}; there are {', '.join(table)}")
 
 
+def _require_once(runs: pd.DataFrame, columns: list[str], within: Sequence[str]) -> None:
+    if runs.duplicated(columns).any():
+        of_one = f" of one {columns[0]}" if len(columns) > 1 else ""
+        raise ConfigError(
+            f"statistics: several runs{of_one} share a seed within {list(within)}; tell them apart "
+            "by more columns"
+        )
+
+
 def _groups(
     table: pd.DataFrame, by: Sequence[str]
 ) -> list[tuple[dict[str, Hashable], pd.DataFrame]]:
@@ -317,6 +351,7 @@ def _ends(runs: pd.DataFrame) -> dict[str, int]:
         "runs": len(runs),
         "diverged": int((status == "diverged").sum()),
         "crashed": int(status.isin(["failed", "killed"]).sum()),
+        "unfinished": int((~status.isin(["completed", *_LOST])).sum()),
     }
 
 

@@ -9,7 +9,9 @@ from html import escape
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Tick
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 LIGHT = ("#0072b2", "#d55e00", "#00855f", "#a03f8c", "#a06c00", "#5a5a5a")
 """Okabe and Ito's colours, the light ones darkened for a white page."""
@@ -27,20 +29,21 @@ def svg(draw: Draw, *, name: str, label: str) -> str:
     Parameters
     ----------
     name
-        Before every id of the element, so that a page can hold several.
+        Before every id of the element, so that a page can hold several; what is no letter, digit,
+        dot, underscore or hyphen becomes a hyphen.
     label
         What the figure shows, for those who do not see it.
     """
+    name = re.sub(r"[^\w.-]", "-", name)
     buffer = io.StringIO()
     with mpl.rc_context(_style(_INK, salt=name)):
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        draw(_INK).savefig(buffer, format="svg", metadata=nothing)
+        _verbatim(draw(_INK)).savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'(id=")([^"]+)', rf"\g<1>{name}-\2", text)
-    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", text)
+    text = re.sub(r'id="|url\(#|href="#', lambda found: f"{found[0]}{name}-", text)
     text = re.sub(r' d="[^"]+"', _rounded, text)
     text = text.replace(_INK, "currentColor")
     for index, color in enumerate(LIGHT):
@@ -52,8 +55,19 @@ def png(draw: Draw) -> bytes:
     """The same on white."""
     buffer = io.BytesIO()
     with mpl.rc_context(_style(_WHITE_INK, salt="")):
-        draw(_WHITE_INK).savefig(buffer, format="png", dpi=160, facecolor="white")
+        _verbatim(draw(_WHITE_INK)).savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
+
+
+def _verbatim(figure: Figure) -> Figure:
+    """No name in the figure is read as a formula; the powers of ten of its log axes are."""
+    axes = [axis for of in figure.axes for axis in (of.xaxis, of.yaxis)]
+    ticks = [tick for axis in axes if axis.get_scale() == "log" for tick in axis.findobj(Tick)]
+    powers = {text for tick in ticks for text in tick.findobj(Text)}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in powers:
+            text.set_parse_math(False)
+    return figure
 
 
 def _rounded(path: re.Match[str]) -> str:

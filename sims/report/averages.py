@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from sims.report.runs import Run, Values
+from sims.statistics import t_interval
 
 _MOST_POINTS = 160
 
@@ -20,23 +20,9 @@ class Average:
     x: Values
     mean: Values
     low: Values
-    """Lower end of the 95 % t interval; NaN for a single run."""
+    """Lower end of the 95 % t interval; NaN where there is none, see `t_interval`."""
     high: Values
     n: int
-
-
-def t_interval(values: Values) -> tuple[Values, Values, Values]:
-    """Mean and ends of the 95 % t interval along the first axis; NaN ends for one value.
-
-    mean -+ t_{0.975, n-1} s / sqrt(n) (Student 1908).
-    """
-    n = len(values)
-    mean = values.mean(axis=0)
-    if n == 1:
-        unknown = np.full_like(mean, np.nan)
-        return mean, unknown, unknown
-    half = stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-    return mean, mean - half, mean + half
 
 
 def over_rounds(runs: Sequence[Run], column: str) -> Average | None:

@@ -162,10 +162,14 @@ def _comparisons(groups: Groups, wishes: Wishes) -> Section:
     for condition in range(len(groups.conditions)):
         if not groups.of_condition(condition):
             continue
-        found.append((comparisons.intervals(groups, condition), condition))
+        try:
+            found.append((comparisons.intervals(groups, condition), condition))
+            cost = comparisons.costs(groups, condition, wishes.target)
+        except ConfigError as error:
+            about += f" No intervals ({groups.conditions[condition] or 'all runs'}): {error}."
+            continue
         if condition in paired:
             found.append((paired[condition], condition))
-        cost = comparisons.costs(groups, condition, wishes.target)
         if cost is not None:
             found.append((cost, condition))
     return Section("comparisons", "Comparisons", about, tables=tuple(found))
@@ -214,7 +218,9 @@ def _lead(material: Material, groups: Groups) -> str:
         text += f", under {len(groups.conditions)} conditions"
     if material.tuned:
         text += f"; {', '.join(material.tuned)} tuned on seeds of their own, on one grid for all"
-    return text + ". Methods and conditions are switched on and off below."
+    return " ".join(
+        [f"{text}.", *material.notes, "Methods and conditions are switched on and off below."]
+    )
 
 
 def _facts(material: Material, groups: Groups) -> list[tuple[str, str, bool]]:
@@ -232,4 +238,5 @@ def _facts(material: Material, groups: Groups) -> list[tuple[str, str, bool]]:
         (str(failed), "failed", failed > 0),
         (str(len(material.tuning)), "tuning runs", False),
         (size, "uplink in all", False),
+        *([(str(material.missing), "runs missing", True)] if material.missing else []),
     ]

@@ -42,7 +42,8 @@ class Line:
     y: Values
     low: Values
     high: Values
-    n: int
+    n: Values
+    """Seeds of each point."""
     lost: tuple[tuple[Values, Values], ...] = ()
     """Points of runs that did not complete: drawn thin, a cross at the end, no part of the mean."""
     pinned: tuple[float, ...] = ()
@@ -82,8 +83,8 @@ class Chart:
         """A heading and one row for each point; a run that did not complete has no n."""
         yield ["series", "x", "y", "low", "high", "n"]
         for line in self.lines:
-            for point in zip(line.x, line.y, line.low, line.high, strict=True):
-                yield [line.series.label, *(_cell(value) for value in point), str(line.n)]
+            for point in zip(line.x, line.y, line.low, line.high, line.n, strict=True):
+                yield [line.series.label, *(_cell(value) for value in point)]
             for x, y in line.lost:
                 for pair in zip(x, y, strict=True):
                     yield [f"{line.series.label} (not completed)", *map(_cell, pair), "", "", ""]
@@ -201,6 +202,8 @@ def _line(axes: Axes, chart: Chart, line: Line) -> None:
 def _beside(chart: Chart, line: Line) -> Values:
     """X moved by up to 2 % of the axis, so that equal x do not hide each other's intervals."""
     every = np.concatenate([other.x for other in chart.lines])
+    if len(every) == 0:
+        return line.x
     share = 0.04 * (chart.lines.index(line) / max(1, len(chart.lines) - 1) - 0.5)
     if chart.log_x:
         return np.asarray(line.x * (every.max() / every.min()) ** share)
@@ -266,4 +269,6 @@ def _cell(value: float) -> str:
 
 def usable(lines: Sequence[Line | None]) -> tuple[Line, ...]:
     """Those with something to draw."""
-    return tuple(line for line in lines if line is not None and (len(line.x) or line.lost))
+    return tuple(
+        line for line in lines if line is not None and (len(line.x) or line.lost or line.pinned)
+    )

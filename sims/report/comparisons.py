@@ -13,6 +13,7 @@ from sims.statistics import cost_to_target, paired_differences, summarize
 _ALL_PAIRS = 5
 """Series: of more than that, each is compared with the first alone."""
 _WORDS = {"test-accuracy": "test accuracy", "final-loss": "training loss"}
+_DASH = "A dash: fewer than two seeds, or the same value on all of them, which shows no spread."
 _SHARE_OF_BEST, _TIMES_BEST = 0.95, 2.0
 
 
@@ -29,7 +30,7 @@ def intervals(groups: Groups, condition: int) -> Table:
     return Table(
         f"{_WORDS[metric].capitalize()} after the last round: mean over the n seeds that "
         "completed, with the 95 % t interval and the 95 % BCa bootstrap interval of the mean "
-        "(9,999 resamples).",
+        f"(9,999 resamples). {_DASH}",
         ("method", "n", "of runs", "diverged", "crashed", "mean", "95 % t", "95 % bootstrap"),
         tuple(
             (
@@ -81,7 +82,8 @@ def differences(groups: Groups, reference: str = "") -> dict[int, Table]:
     caption = (
         f"Differences in {_WORDS[metric]} ({better} is better), {compared}, on the same seeds: "
         "mean over the n seeds on which both completed, of those on which both ran, with the 95 % "
-        f"t interval; paired t test, Holm's correction over the page's {len(found)} comparisons."
+        "t interval; paired t test, Holm's correction over the "
+        f"{found['p'].notna().sum()} tests of the page. {_DASH}"
     )
     return {
         int(condition): Table(
@@ -142,6 +144,7 @@ def costs(groups: Groups, condition: int, target: float | None = None) -> Table 
                 groups.series[int(row["series"])].label,
                 f"{row['reached']} of {row['runs']}",
                 str(row["censored"]),
+                str(row["unfinished"]),
                 str(row["diverged"] + row["crashed"]),
                 _median(row["median"], 1.0),
                 _median(median_bytes, 1e-6),
@@ -149,9 +152,13 @@ def costs(groups: Groups, condition: int, target: float | None = None) -> Table 
         )
     return Table(
         f"To a {_WORDS[metric]} of {target:.4g} ({chosen}). Kaplan-Meier medians over the seeds: "
-        "“censored” runs ended before they reached it and count up to there, lost ones (diverged "
-        "or crashed) never reach it. “> all”: half of the runs did not reach it.",
-        ("method", "reached", "censored", "lost", "rounds, median", "uplink MB, median"),
+        "“censored” runs ended before they reached it and count up to there, unfinished ones among "
+        "them; lost ones (diverged or crashed) never reach it. “> all”: half of the runs did not "
+        "reach it.",
+        (
+            *("method", "reached", "censored", "unfinished", "lost"),
+            *("rounds, median", "uplink MB, median"),
+        ),
         tuple(rows),
         tuple(int(index) for index in rounds["series"]),
     )

@@ -8,10 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from sims.report.averages import Average, alone, over_bytes, over_rounds, t_interval
+from sims.report.averages import Average, alone, over_bytes, over_rounds
 from sims.report.charts import Chart, Line, usable
 from sims.report.groups import Cell, Groups, Series
 from sims.report.runs import Run, Values
+from sims.statistics import t_interval
 
 Averager = Callable[[Sequence[Run], str], Average | None]
 Place = Callable[[Cell], float]
@@ -156,11 +157,7 @@ def sensitivity(groups: Groups, condition: int, tuned: Sequence[str]) -> tuple[C
                     key,
                     lines,
                     f"Tuning runs, on seeds of their own. {_seeds(lines, 'range')}."
-                    + (
-                        " × at the upper edge: a run that did not complete."
-                        if _pinned(lines)
-                        else ""
-                    ),
+                    + _pinned(lines),
                     log_x=True,
                     log_y=metric.log and _positive(lines),
                     share=metric.column == "test-accuracy",
@@ -178,8 +175,9 @@ def _curve(
     lost = [alone(run, axis, column) for run in cell.runs if not run.ended_well]
     shown = tuple((scale * x, y) for x, y in lost if len(x))
     if found is None:
-        return Line(series, _NONE, _NONE, _NONE, _NONE, 0, shown) if shown else None
-    return Line(series, scale * found.x, found.mean, found.low, found.high, found.n, shown)
+        return Line(series, _NONE, _NONE, _NONE, _NONE, _NONE, shown) if shown else None
+    n = np.full(len(found.x), float(found.n))
+    return Line(series, scale * found.x, found.mean, found.low, found.high, n, shown)
 
 
 def _points(cells: Iterable[Cell], series: Series, place: Place, metric: Metric) -> Line | None:
@@ -192,7 +190,7 @@ def _points(cells: Iterable[Cell], series: Series, place: Place, metric: Metric)
     if not rows:
         return None
     x, y, low, high, n = np.array(rows, dtype=np.float64).T
-    return Line(series, x, y, low, high, int(n.min()))
+    return Line(series, x, y, low, high, n)
 
 
 def _tried(series: Series, cell: Cell, key: str, metric: Metric) -> Line | None:
@@ -208,9 +206,9 @@ def _tried(series: Series, cell: Cell, key: str, metric: Metric) -> Line | None:
         if len(part.compared) < len(runs):
             pinned.append(value)
     if not rows:
-        return Line(series, _NONE, _NONE, _NONE, _NONE, 0, pinned=tuple(pinned))
+        return Line(series, _NONE, _NONE, _NONE, _NONE, _NONE, pinned=tuple(pinned))
     x, y, low, high, n = np.array(rows, dtype=np.float64).T
-    return Line(series, x, y, low, high, int(n.min()), pinned=tuple(pinned))
+    return Line(series, x, y, low, high, n, pinned=tuple(pinned))
 
 
 def _configured(key: str, cell: Cell) -> float:
@@ -233,10 +231,12 @@ def _positive(lines: Sequence[Line]) -> bool:
 
 
 def _seeds(lines: Sequence[Line], kind: str = "95 % t interval") -> str:
-    counts = sorted({line.n for line in lines if line.n})
+    counts = sorted({int(n) for line in lines for n in line.n})
+    if not counts:
+        return "No run completed"
     if counts == [1]:
         return "One seed each, so no interval"
-    shown = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]])) if counts else "0"
+    shown = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     return f"Mean and {kind} of n = {shown} paired seeds"
 
 

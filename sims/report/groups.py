@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sims.report.runs import Material, Run
+from sims.report.runs import NO_BITS, Material, Run
 
 CONDITION_KEYS = (
     *("problem", "data", "train-examples", "test-examples", "eval-examples", "normalize"),
@@ -17,7 +17,7 @@ CONDITION_KEYS = (
     *("min-partition-size", "participation"),
 )
 """Keys that say what is solved, not how."""
-_NO_SETTINGS = {"seed", "heterogeneity-every", "eval-every", "data-dir"}
+_NO_SETTINGS = {"seed", *NO_BITS}
 
 
 @dataclass(frozen=True)

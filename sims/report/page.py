@@ -92,8 +92,6 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[tuple[Table, int | None], ...] = ()
     """Each with the condition with which it is shown."""
-    closed: bool = False
-    """Whether its tables wait behind a click."""
 
 
 def render(
@@ -205,8 +203,6 @@ def _section(section: Section, groups: Groups) -> str:
         radios = f'<fieldset><legend>Against</legend><div class="chips">{radios}</div></fieldset>'
     figures = "".join(_figure(section, figure) for figure in section.figures)
     tables = "".join(_table(table, condition, groups) for table, condition in section.tables)
-    if section.closed:
-        tables = f"<details><summary>Show</summary>{tables}</details>"
     return (
         f'<section id="{section.name}"><h2>{escape(section.title)}</h2>'
         f"<p>{escape(section.about)}</p>{radios}"

@@ -12,10 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.run_folder import RunFolder
+from sims.sweeps.one_run import FAILURE
 
 Values = NDArray[np.float64]
+NO_BITS = frozenset({"data-dir", "eval-every", "heterogeneity-every"})
+"""Keys that do not change what a run does, only where it reads and what it measures."""
 _SWEEP, _RESULTS, _CURVES = "sweep.json", "results.parquet", "curves.parquet"
 _CURVE_COLUMNS = ("round", "loss", "train-loss", "grad-norm", "test-accuracy", "zeta2")
 
@@ -66,6 +70,10 @@ class Material:
     """Different ones, in the order in which they are met."""
     sources: tuple[str, ...]
     """Names of the sweeps, else of the folders."""
+    missing: int = 0
+    """Runs that sweeps planned and that have not ended."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what a reader must know about these runs."""
 
 
 def read(folders: Sequence[Path]) -> Material:
@@ -75,34 +83,61 @@ def read(folders: Sequence[Path]) -> Material:
     ------
     ConfigError
         If one of them holds neither, or a file in it is damaged.
+
+    Notes
+    -----
+    Runs that are equal but for `NO_BITS` and the engine count once: the first that completed.
     """
     runs: list[Run] = []
     tuned: list[str] = []
     names: list[str] = []
     places: list[Path] = []
+    notes: list[str] = []
+    missing = 0
     for folder in folders:
         for place in _places(folder):
             if (place / _SWEEP).is_file():
-                of_sweep, keys, name = _read_sweep(place)
+                of_sweep, keys, name, planned = _read_sweep(place)
                 names.append(name)
+                if len(of_sweep) < planned:
+                    missing += planned - len(of_sweep)
+                    notes.append(
+                        f"The sweep {name} is not finished: {len(of_sweep)} of {planned} runs."
+                    )
                 runs += of_sweep
                 tuned += keys
                 places += [place / "runs" / run.name for run in of_sweep]
             else:
                 runs.append(_read_run(place))
                 places.append(place)
-    reported = tuple(run for run in runs if not run.tuning)
+    once = _once(runs)
+    if len(once) < len(runs):
+        notes.append(f"{len(runs) - len(once)} of the runs given equal others and are left out.")
+    reported = tuple(run for run in once if not run.tuning)
     if not reported:
         raise ConfigError(
             f"report: {', '.join(map(str, folders))} hold only tuning runs; finish the sweep first"
         )
     return Material(
         reported,
-        tuple(run for run in runs if run.tuning),
+        tuple(run for run in once if run.tuning),
         tuple(dict.fromkeys(tuned)),
         _environments(places),
         tuple(dict.fromkeys(names)) or tuple(folder.resolve().name for folder in folders),
+        missing,
+        tuple(notes),
     )
+
+
+def _once(runs: Iterable[Run]) -> list[Run]:
+    """Equal runs once, the first that completed, else the first."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        config = {key: value for key, value in run.config.items() if key not in NO_BITS}
+        what = json.dumps([config, dict(run.axes), run.tuning], sort_keys=True)
+        if what not in found or (run.ended_well and not found[what].ended_well):
+            found[what] = run
+    return list(found.values())
 
 
 def _places(folder: Path) -> list[Path]:
@@ -128,6 +163,8 @@ def _read_run(path: Path) -> Run:
     summary: dict[str, Any] = {"status": "unfinished"}
     if folder.summary_path.is_file():
         summary = _json(folder.summary_path)
+    elif (path / FAILURE).is_file():
+        summary = _json(path / FAILURE)
     elif len(lines):
         # Killed: what its last line says of the model is what there is.
         summary |= {
@@ -142,42 +179,49 @@ def _read_run(path: Path) -> Run:
         if way in lines:
             lines[f"total-{way}"] = lines[way].cumsum()
     return Run(
-        path.name, config.to_flat(), str(summary["status"]), _numbers(summary), _curves(lines)
+        path.name,
+        config.to_flat(),
+        str(summary["status"]),
+        _numbers(summary),
+        _curves(lines),
+        error=str(summary.get("error", "")),
     )
 
 
-def _read_sweep(path: Path) -> tuple[list[Run], list[str], str]:
+def _read_sweep(path: Path) -> tuple[list[Run], list[str], str, int]:
+    """Its runs, the keys it tuned, its name, and how many runs it is to have."""
     about = _json(path / _SWEEP)
     try:
         results = pd.read_parquet(path / _RESULTS)
         curves = pd.read_parquet(path / _CURVES)
-    except (OSError, ValueError) as error:
+        of_run = dict(iter(curves.groupby("run", sort=False)))
+        rows = results.to_dict("records")
+        runs = [_row(row, about["axes"], of_run.get(row["run"], curves.iloc[:0])) for row in rows]
+        grid = about["tune"]["grid"] if about["tune"] else []
+        tuned = {key: value for point in grid for key, value in point.items()}
+        Config.from_flat(tuned)  # the names of files and of figures' parts are made of these
+        return runs, list(tuned), str(about["name"]), int(about.get("planned", len(runs)))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"report: the tables of the sweep {str(path)!r} cannot be read: {error}; "
             "call 'fedef sweep' again to finish it"
         ) from None
-    of_run = dict(iter(curves.groupby("run", sort=False)))
-    none = curves.iloc[:0]
-    runs = []
-    for row in results.to_dict("records"):
-        config = json.loads(row["config"])
-        runs.append(
-            Run(
-                str(row["run"]),
-                config,
-                str(row["status"]),
-                _numbers(row),
-                _curves(of_run.get(row["run"], none)),
-                error="" if pd.isna(row["error"]) else str(row["error"]),
-                axes={
-                    axis: str(row[axis]) for axis in about["axes"] if row[axis] != config.get(axis)
-                },
-                tuning=row["phase"] == "tune",
-                edge=row["edge"] is True,
-            )
-        )
-    grid = about["tune"]["grid"] if about["tune"] else []
-    return runs, [key for point in grid for key in point], str(about["name"])
+
+
+def _row(row: Mapping[Any, Any], axes: Mapping[str, Any], curves: pd.DataFrame) -> Run:
+    """A row of a sweep's results."""
+    config = Config.from_flat(json.loads(row["config"])).to_flat()
+    return Run(
+        str(row["run"]),
+        config,
+        str(row["status"]),
+        _numbers(row),
+        _curves(curves),
+        error="" if pd.isna(row["error"]) else str(row["error"]),
+        axes={axis: str(row[axis]) for axis in axes if row[axis] != config.get(axis)},
+        tuning=row["phase"] == "tune",
+        edge=row["edge"] is True,
+    )
 
 
 def _curves(lines: pd.DataFrame) -> dict[str, Values]:

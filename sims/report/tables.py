@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedef.config import Config
-from sims.report.averages import t_interval
 from sims.report.groups import Cell, Groups
 from sims.report.runs import Material, Run
+from sims.statistics import t_interval
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def results(groups: Groups, condition: int) -> Table:
     ]
     return Table(
         "After the last round: mean ± half of the 95 % t interval over the seeds that "
-        "completed (first column). Uplink: mean over seeds, of all clients together, measured.",
+        "completed (first column); the mean alone for one seed or equal "
+        "values. Uplink: mean over seeds, of all clients together, measured.",
         (
             *("method", "n of runs", "test accuracy", "training loss", "gradient norm"),
             *("uplink, MB", "rounds", "step size"),

@@ -125,7 +125,7 @@ def summary_table(results: pd.DataFrame) -> Table:
         found = [
             f"{row['n']} of {row['runs']}",
             f"{row['mean']:.4g}",
-            f"[{row['low']:.3g}, {row['high']:.3g}]",
+            "-" if pd.isna(row["low"]) else f"[{row['low']:.3g}, {row['high']:.3g}]",
             str(row["diverged"] or ""),
             str(row["crashed"] or ""),
         ]

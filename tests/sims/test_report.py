@@ -4,9 +4,11 @@ import csv
 import json
 import re
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -14,9 +16,12 @@ from fedef.config import Config
 from fedef.errors import ConfigError
 from sims.cli import app
 from sims.inline_run import run_inline
+from sims.page.drawing import png, svg
 from sims.report import comparisons
-from sims.report.averages import alone, over_bytes, over_rounds, t_interval
+from sims.report.averages import alone, over_bytes, over_rounds
 from sims.report.build import build
+from sims.report.charts import drawing
+from sims.report.figures import sensitivity
 from sims.report.groups import group
 from sims.report.runs import Material, Run, read
 from sims.sweeps.sweep import run_sweep
@@ -48,15 +53,6 @@ def made_run(seed=0, status="completed", curves=None, numbers=None, **keys):
 
 
 # --- averages --------------------------------------------------------------------------------
-
-
-def test_the_t_interval_is_the_one_of_the_textbook():
-    # 4, 6, 8: mean 6, s = 2, t_{0.975,2} = 4.302653.
-    mean, low, high = t_interval(np.array([4.0, 6.0, 8.0]))
-    assert mean == 6
-    assert high - mean == pytest.approx(4.302653 * 2 / np.sqrt(3), rel=1e-6)
-    assert mean - low == pytest.approx(high - mean)
-    assert np.isnan(t_interval(np.array([4.0]))[1])
 
 
 def test_rounds_that_one_run_did_not_measure_are_left_out():
@@ -156,7 +152,13 @@ def test_pairs_are_compared_on_the_seeds_of_both():
     # t_{0.975,1} s/sqrt(2) = 12.7062 * 0.05
     assert interval == "−0.4853 to 0.7853"
     assert p == holm == f"{2 * stats.t.sf(3, 1):.3f}"
-    assert "the page's 1 comparisons" in table.caption
+    assert "over the 1 tests of the page" in table.caption
+
+
+def test_the_same_difference_on_every_seed_is_a_dash():
+    table = comparisons.differences(compared([[0.5, 0.75], [0.25, 0.5], [0.1, 0.9]]))[0]
+    assert table.rows[0][3:] == ("0.25", "-", "-", "-")
+    assert "over the 2 tests of the page. A dash: " in table.caption
 
 
 def test_many_methods_are_compared_with_one():
@@ -177,14 +179,61 @@ def test_what_a_target_costs():
     groups = compared([[0.9, 0.8], [0.4, 0.4]], {(2, 1): "diverged"})
     table = comparisons.costs(groups, 0, 0.4)
     assert [row[1:] for row in table.rows] == [
-        ("2 of 2", "0", "0", "1", "1"),
-        ("2 of 2", "0", "1", "2", "4"),  # the one that diverged had reached it before
+        ("2 of 2", "0", "0", "0", "1", "1"),
+        ("2 of 2", "0", "0", "1", "2", "4"),  # the one that diverged had reached it before
     ]
     table = comparisons.costs(groups, 0)  # 95 % of 0.85
     assert [row[1:] for row in table.rows] == [
-        ("1 of 2", "1", "0", "2", "2"),
-        ("0 of 2", "1", "1", "> all", "> all"),
+        ("1 of 2", "1", "0", "0", "2", "2"),
+        ("0 of 2", "1", "0", "1", "> all", "> all"),
     ]
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def tuned_runs(*runs):
+    """Charts of tuning runs (k, status, loss)."""
+    made = [
+        made_run(seed, status, numbers={"final-loss": loss} if loss else {}, k=k)
+        for seed, (k, status, loss) in enumerate(runs)
+    ]
+    material = Material(tuple(made[:1]), tuple(made), ("k",), (), ())
+    return sensitivity(group(material), 0, ("k",))
+
+
+def test_a_method_that_never_completes_has_its_crosses_all_the_same():
+    chart = tuned_runs((1, "diverged", None), (2, "failed", None))[0]
+    assert chart.lines[0].pinned == (1.0, 2.0)
+    shown = svg(drawing(chart, legend=True), name=chart.name, label=chart.alt)
+    assert len(re.findall(r'id="[^"]*-s0-pinned\d"', shown)) == 2
+
+
+def test_every_point_says_how_many_seeds_it_is_of():
+    chart = tuned_runs((1, "completed", 2.0), (1, "completed", 4.0), (2, "completed", 1.0))[0]
+    rows = list(chart.rows())
+    assert [(row[1], row[-1]) for row in rows[1:]] == [("1", "2"), ("2", "1")]
+    assert "n = 1 to 2 paired seeds" in chart.caption
+
+
+@pytest.mark.parametrize("name", ['a"><script>', r"x\g<9>\1", "../../up"])
+def test_names_in_a_picture_stay_names(name):
+    def draw(ink):
+        figure = Figure()
+        axes = figure.add_subplot()
+        axes.plot([1, 1e9], [1, 2], label=r"a $\nope$ b", gid="mean")
+        axes.set(xscale="log", title=r"$\nope$ $")
+        figure.legend()
+        return figure
+
+    shown = svg(draw, name=name, label=name)
+    root = ElementTree.fromstring(shown)
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(ids) > 5
+    assert all(re.fullmatch(r"[\w.-]+", part) for part in ids)
+    assert "a $\\nope$ b" in "".join(root.itertext())
+    assert "mathdefault" not in "".join(root.itertext())
+    assert png(draw).startswith(b"\x89PNG")
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -241,6 +290,47 @@ def test_a_run_without_an_end_is_read_as_far_as_it_came(tmp_path):
     assert run.status == "unfinished"
     assert run.numbers["final-loss"] == run.curves["loss"][-1]
     assert run.numbers["uplink-bytes"] == run.curves["total-uplink-bytes"][-1]
+
+
+def test_equal_runs_count_once(tmp_path):
+    for name, more in (("a", {}), ("b", {"eval-every": 2}), ("c", {"seed": 1})):
+        run_inline(
+            Config.from_flat({**BASE, "partitioner": "iid", "num-rounds": 2, **more}),
+            tmp_path / name,
+        )
+    material = read([tmp_path])
+    assert [run.name for run in material.runs] == ["a", "c"]
+    assert material.notes == ("1 of the runs given equal others and are left out.",)
+
+
+def test_a_failed_run_is_not_an_unfinished_one(tmp_path):
+    bad = {**BASE, "data": "synthetic", "partitioner": "iid", "method": "ef21", "k": 11}
+    results = run_sweep({"seeds": 1, "base": bad}, out=tmp_path / "sweep", workers=0)
+    (run,) = read([tmp_path / "sweep" / "runs"]).runs
+    assert (run.status, run.error) == ("failed", results["error"][0])
+
+
+def altered(sweep, folder, **changes):
+    """A copy of the sweep's tables with another sweep.json."""
+    folder.mkdir()
+    for name in ("results.parquet", "curves.parquet"):
+        shutil.copy(sweep / name, folder)
+    about = json.loads((sweep / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**about, **changes}))
+    return folder
+
+
+def test_an_unfinished_sweep_says_how_many_runs_it_has(sweep, tmp_path):
+    material = read([altered(sweep, tmp_path / "sweep", planned=40)])
+    assert material.missing == 10
+    assert material.notes == (f"The sweep {SWEEP['name']} is not finished: 30 of 40 runs.",)
+    assert read([sweep]).missing == 0
+
+
+def test_keys_from_a_sweeps_folder_are_keys(sweep, tmp_path):
+    tune = {"grid": [{'x" onload="alert(1)': 0.1}]}
+    with pytest.raises(ConfigError, match="unknown key"):
+        read([altered(sweep, tmp_path / "sweep", tune=tune)])
 
 
 @pytest.mark.parametrize("what", ["nothing", "an empty folder", "a damaged sweep"])

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from fedef.errors import ConfigError
-from sims.statistics import cost_to_target, estimate, paired_differences, summarize
+from sims.statistics import cost_to_target, estimate, paired_differences, summarize, t_interval
 
 A = [0.80, 0.82, 0.79, 0.85, 0.81]
 B = [0.75, 0.80, 0.77, 0.78, 0.79]
@@ -55,7 +55,23 @@ def test_few_or_equal_values_have_no_wrong_interval():
     one, none, same = estimate([0.5]), estimate([]), estimate([2.0, 2.0, 2.0])
     assert (one.n, one.mean, none.n) == (1, 0.5, 0)
     assert np.isnan([one.low, one.bootstrap_high, none.mean, none.low]).all()
-    assert (same.low, same.high, same.bootstrap_low) == (2.0, 2.0, 2.0)
+    # No spread was seen: 0.3 on every seed is not known to be exact; rounding is no spread either.
+    for found in (same, estimate([0.1 + 0.2, 0.3, 0.3])):
+        assert np.isnan([found.low, found.high, found.bootstrap_low, found.bootstrap_high]).all()
+    assert (same.n, same.mean) == (3, 2.0)
+    zero = estimate([0.0, 0.0])
+    assert (zero.low, zero.high, zero.bootstrap_low) == (0.0, 0.0, 0.0)
+
+
+def test_intervals_of_curves_are_those_of_their_points():
+    values = np.array([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [4.0, 2.0, 0.0]])
+    mean, low, high = t_interval(values)
+    for column, point in enumerate(values.T):
+        found = estimate(point)
+        np.testing.assert_array_equal(
+            (mean[column], low[column], high[column]), (found.mean, found.low, found.high)
+        )
+    assert np.isnan(low).tolist() == [False, True, False]
 
 
 def test_one_diverged_run_in_three_is_counted_and_the_rest_has_its_interval():
@@ -109,6 +125,23 @@ def test_pairs_need_both_runs_and_say_how_many_there_are():
 def test_equal_runs_differ_in_nothing():
     found = paired_differences(table(a=A, b=A)).iloc[0]
     assert (found["difference"], found["p"], found["p-holm"]) == (0.0, 1.0, 1.0)
+
+
+def test_one_difference_on_every_seed_is_no_proof():
+    discrete = table(a=[0.9, 0.8, 0.7], b=[0.8, 0.7, 0.6], c=[0.1, 0.5, 0.6])
+    found = paired_differences(discrete)
+    assert found["difference"][0] == pytest.approx(0.1)
+    assert np.isnan(found.loc[0, ["low", "high", "p", "p-holm"]].astype(float)).all()
+    # Holm's family are the two tests that there are.
+    assert found["p-holm"][1:].min() == pytest.approx(2 * found["p"][1:].min())
+
+
+def test_a_seed_counts_once():
+    twice = pd.concat([table(a=A), table(a=A)])
+    with pytest.raises(ConfigError, match=r"several runs share a seed within \['method'\]"):
+        summarize(twice, ["method"])
+    with pytest.raises(ConfigError, match="share a seed"):
+        cost_to_target(twice, pd.DataFrame(curve("a0", 0.9)), ["method"], target=0.8)
 
 
 def test_a_reference_and_groups_within():
@@ -165,6 +198,16 @@ def test_a_censored_run_is_not_one_that_failed():
         for results in (censored, diverged)
     ]
     assert medians == [2, 3]
+
+
+@pytest.mark.parametrize("status", ["interrupted", "unfinished"])
+def test_an_unfinished_run_might_have_reached_the_target(status):
+    """Its risk ends with it: censored at 1, S = 1/2 at round 2; without a round, at 0."""
+    lines = pd.DataFrame([*curve("a0", 0.1, 0.9), *curve("a1", 0.1, 0.1, 0.9), *curve("a2", 0.1)])
+    results = table(a=[0.9, 0.9, 0.1, 0.1])
+    results.loc[[2, 3], "status"] = status
+    row = cost_to_target(results, lines, ["method"], target=0.8, cost="round").iloc[0]
+    assert (row["censored"], row["unfinished"], row["median"]) == (2, 2, 2)
 
 
 def test_a_target_that_too_few_reach_has_no_median():

@@ -7,7 +7,8 @@
 One write between a task and its reply holds both the commit of the last update and the new pending
 one. A crash before it leaves the state of the last reply with its pending update, and the server's
 next task, which acknowledges the same round again, repeats the commit. A crash after it is a lost
-reply, which the next task rolls back.
+reply, which the next task rolls back. Nobody but the node's own user reads the files: g_i is a
+gradient of private data.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedef.durable import discard_leftovers, read_arrays, sync_folder, write_arrays
+from fedef.durable import discard_leftovers, make_folder, read_arrays, write_arrays
 from fedef.errors import ConfigError
 from fedef.state import ClientState
 
@@ -93,11 +94,10 @@ class ClientStore:
         owner = np.frombuffer(json.dumps(self._owner, sort_keys=True).encode(), dtype=np.uint8)
         try:
             if not self.path.parent.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                sync_folder(self._folder)
+                make_folder(self.path.parent, mode=0o700)
                 self._remove_old_runs()
             discard_leftovers(self.path)
-            write_arrays(self.path, {**state.to_arrays(), "owner": owner})
+            write_arrays(self.path, {**state.to_arrays(), "owner": owner}, mode=0o600)
         except OSError as error:
             raise ConfigError(
                 f"state-dir: client {self._owner['client']} cannot write {str(self.path)!r}: "

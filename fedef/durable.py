@@ -20,10 +20,14 @@ _MAGIC = b"FDFSTATE"
 _DIGEST_BYTES = 16
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: temporary file beside it, fsync, rename, fsync of the folder."""
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` by `data`: temporary file beside it, fsync, rename, fsync of the folder.
+
+    `mode`: of the file, less the process's umask, from its first byte on.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        aside.touch(mode=mode)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
@@ -31,6 +35,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
+    """Make a folder and the parents that it lacks, each name on the disk when this returns.
+
+    Raises
+    ------
+    OSError
+        If one cannot be made.
+    """
+    if path.is_dir():
+        return
+    if not path.parent.exists():
+        make_folder(path.parent, mode=mode)
+    path.mkdir(mode=mode, exist_ok=True)
     sync_folder(path.parent)
 
 
@@ -57,10 +77,10 @@ def serialized(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write named arrays with a checksum over all of them."""
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, mode: int = 0o666) -> None:
+    """Write named arrays with a checksum over all of them; `mode` as in `write_atomically`."""
     body = serialized(arrays)
-    write_atomically(path, _MAGIC + _digest(body) + body)
+    write_atomically(path, _MAGIC + _digest(body) + body, mode=mode)
 
 
 def read_arrays(path: Path) -> Arrays:

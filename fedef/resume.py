@@ -57,6 +57,7 @@ def cut_back(folder: RunFolder, config: Config, done: int) -> None:
             f"num-rounds: {done} rounds are done, got {config.num_rounds}; "
             "resume with at least as many"
         )
+    folder.discard_leftovers()
     folder.truncate_rounds(done)
     folder.remove_summary()
     folder.write_config(config)

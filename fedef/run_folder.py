@@ -24,7 +24,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from fedef.config import Config, read_toml
-from fedef.durable import serialized, write_atomically
+from fedef.durable import discard_leftovers, make_folder, serialized, write_atomically
 from fedef.errors import ConfigError
 
 _PACKAGES = ("fedef", "flwr", "numpy", "ray", "scikit-learn", "torch")
@@ -71,7 +71,7 @@ class RunFolder:
                 "or go on with it by --resume"
             )
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise ConfigError(
                 f"out: cannot write to {str(self.path)!r}: {error.strerror}; choose another folder"
@@ -185,6 +185,17 @@ class RunFolder:
         """Have rounds.jsonl on the disk itself, which `append_round` leaves to the system."""
         with self.rounds_path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
+
+    def discard_leftovers(self) -> None:
+        """Remove what killed processes left of files that they were writing."""
+        for path in (
+            self.config_path,
+            self.rounds_path,
+            self.summary_path,
+            self.checkpoint_path,
+            self.model_path,
+        ):
+            discard_leftovers(path)
 
     def remove_summary(self) -> None:
         """Remove the result of a run that goes on: a kill must not leave the old one."""

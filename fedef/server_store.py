@@ -7,6 +7,7 @@ nothing where it was already there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from fedef.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fedef.durable import discard_leftovers, sync_folder, write_atomically
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.members import MIRRORED, Policies
 from fedef.server_session import Rows, ServerSession
 from fedef.updates import Update
 from fedef.vectors import Vector
+
+_WAY_OUT = (
+    "restore it and its .json together with the checkpoint, or go on with on-lost-state=stop, "
+    "evict-by-reset or dense-resync, which need none"
+)
 
 
 class Mirror:
@@ -28,35 +35,64 @@ class Mirror:
     Parameters
     ----------
     path
-        An npy file; made if it is missing.
+        An npy file; beside it lies a small one that says of which run and round it is.
     shape
         (n, d).
     dtype
         The problem's.
+    new
+        Whether to make it, all zero, in the place of what may be there; else it must be there.
 
     Raises
     ------
     ConfigError
-        If the file cannot be made, or is another run's.
+        If the file cannot be made, is missing, or has another form.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype[np.floating]) -> None:
-        new = not path.exists()
+    def __init__(
+        self, path: Path, shape: tuple[int, int], dtype: np.dtype[np.floating], *, new: bool
+    ) -> None:
+        self._path, self._stamp_path = path, path.with_suffix(".json")
         try:
+            if new:
+                self._stamp_path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                path.touch(mode=0o600)  # it holds every client's gradients
             self._rows = np.lib.format.open_memmap(
                 path,
                 mode="w+" if new else "r+",
                 dtype=dtype if new else None,
                 shape=shape if new else None,
             )
+            if new:
+                self._rows.flush()
+                sync_folder(path.parent)
+            discard_leftovers(self._stamp_path)
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"mirror {str(path)!r}: {error}; free space, or restore it with its checkpoint"
-            ) from None
+            raise ConfigError(f"mirror {str(path)!r}: {error}; {_WAY_OUT}") from None
         if (self._rows.shape, self._rows.dtype) != (shape, dtype):
             raise ConfigError(
                 f"mirror {str(path)!r}: holds {self._rows.shape} of {self._rows.dtype}, expected "
-                f"{shape} of {dtype}; restore it with its checkpoint"
+                f"{shape} of {dtype}; {_WAY_OUT}"
+            )
+
+    def require(self, token: str, round: int) -> None:
+        """Check that it is that of a checkpoint, or lacks its last round alone.
+
+        Raises
+        ------
+        ConfigError
+            If it is another run's or round's.
+        """
+        try:
+            stamp = json.loads(self._stamp_path.read_bytes())
+            found = (stamp["run"], stamp["round"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"mirror {str(self._stamp_path)!r}: {error}; {_WAY_OUT}") from None
+        if found not in ((token, round), (token, round - 1)):
+            raise ConfigError(
+                f"mirror {str(self._path)!r} is of round {found[1]} of run {str(found[0])[:32]!r}, "
+                f"the checkpoint of round {round} of run {token!r}; {_WAY_OUT}"
             )
 
     def row(self, client: int) -> Vector:
@@ -65,12 +101,14 @@ class Mirror:
         row.flags.writeable = False
         return row
 
-    def overwrite(self, changes: Mapping[int, Update]) -> None:
-        """Put the entries into the rows and have them on the disk; again changes nothing."""
+    def overwrite(self, changes: Mapping[int, Update], *, token: str, round: int) -> None:
+        """Put a round's entries into the rows, all on the disk; again changes nothing."""
         for client, entries in sorted(changes.items()):
             entries.overwrite(self._rows[client])
         if changes:
             self._rows.flush()
+        stamp = json.dumps({"run": token, "round": round})
+        write_atomically(self._stamp_path, stamp.encode())
 
 
 class ServerStore:
@@ -88,11 +126,9 @@ class ServerStore:
 
     def __init__(self, path: Path, experiment: Experiment, policies: Policies) -> None:
         self._path, self._experiment = path, experiment
+        self._mirrors = policies.on_lost_state in MIRRORED
         self.mirror: Mirror | None = None
-        problem = experiment.problem
-        if policies.on_lost_state in MIRRORED:
-            shape = (experiment.num_clients, problem.dimension)
-            self.mirror = Mirror(path.with_name("mirror.npy"), shape, problem.dtype)
+        """There from the first `save` or from `load` on."""
 
     @property
     def rows(self) -> Rows | None:
@@ -106,7 +142,15 @@ class ServerStore:
         return self._experiment.num_clients * problem.dimension * problem.dtype.itemsize
 
     def save(self, checkpoint: Checkpoint, session: ServerSession | None = None) -> Checkpoint:
-        """Have the session's state, or the start, on the disk; return the new checkpoint."""
+        """Have the session's state, or the start, on the disk; return the new checkpoint.
+
+        Raises
+        ------
+        ConfigError
+            If the mirror cannot be made.
+        """
+        if self._mirrors and self.mirror is None:
+            self.mirror = self._open_mirror(new=True)
         if session is not None:
             checkpoint = replace(
                 checkpoint,
@@ -116,8 +160,7 @@ class ServerStore:
             )
         checkpoint = replace(checkpoint, has_mirror=self.mirror is not None)
         write_checkpoint(self._path, checkpoint, experiment=self._experiment)
-        if self.mirror is not None:
-            self.mirror.overwrite(checkpoint.mirrored)
+        self._bring_up(checkpoint)
         return checkpoint
 
     def load(self) -> Checkpoint:
@@ -126,15 +169,30 @@ class ServerStore:
         Raises
         ------
         ConfigError
-            If the file is missing, corrupt or another run's, or was written without the mirror
-            that is asked for.
+            If a file is missing, corrupt or another run's or round's, or the checkpoint was
+            written without the mirror that is asked for.
         """
         checkpoint = read_checkpoint(self._path, experiment=self._experiment)
-        if self.mirror is not None:
-            if checkpoint.server.records and not checkpoint.has_mirror:
+        if self._mirrors:
+            known = bool(checkpoint.server.records)  # else every g_i is zero
+            if known and not checkpoint.has_mirror:
                 raise ConfigError(
                     "on-lost-state: the run kept no mirror of the clients' states so far; "
                     "go on with stop, evict-by-reset or dense-resync"
                 )
-            self.mirror.overwrite(checkpoint.mirrored)
+            self.mirror = self._open_mirror(new=not known)
+            if known:
+                self.mirror.require(checkpoint.token, checkpoint.server.round)
+            self._bring_up(checkpoint)
         return checkpoint
+
+    def _open_mirror(self, *, new: bool) -> Mirror:
+        problem = self._experiment.problem
+        shape = (self._experiment.num_clients, problem.dimension)
+        return Mirror(self._path.with_name("mirror.npy"), shape, problem.dtype, new=new)
+
+    def _bring_up(self, checkpoint: Checkpoint) -> None:
+        if self.mirror is not None:
+            self.mirror.overwrite(
+                checkpoint.mirrored, token=checkpoint.token, round=checkpoint.server.round
+            )

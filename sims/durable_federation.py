@@ -15,6 +15,7 @@ import numpy as np
 
 from fedef.checkpoint import Checkpoint
 from fedef.client_store import ClientStore
+from fedef.durable import make_folder
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.members import Policies
@@ -52,13 +53,13 @@ class DurableFederation:
     ) -> None:
         self._experiment = experiment
         self._nodes = folder / "nodes"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / "checkpoint.fdf"
         self._store = ServerStore(path, experiment, policies)
         self._checkpoint = (
             self._store.load()
             if path.exists()
-            else Checkpoint(experiment.server().state, token=token)
+            else self._store.save(Checkpoint(experiment.server().state, token=token))
         )
         self.server: ServerSession = experiment.server(
             state=self._checkpoint.server,

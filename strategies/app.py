@@ -83,6 +83,15 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
         stop_on_few=service.on_few_replies == "stop",
         min_clients=service.min_clients,
     )
+    before = experiment.server(
+        state=checkpoint.server,
+        weights=checkpoint.weights or None,
+        policies=service.policies,
+        mirror=store.rows,
+    )
+    if recorder.stopped_by(before) is not None:  # all that was left to do is the summary
+        recorder.finish(before, status="completed")
+        return
     rounds = experiment.config.num_rounds - checkpoint.server.round
     status = "completed"
     try:
@@ -121,7 +130,7 @@ def _opened(
         return folder, store, checkpoint
     folder = RunFolder.create(out, experiment.config, engine="flower")
     store = ServerStore(folder.checkpoint_path, experiment, service.policies)
-    if store.mirror is not None:
+    if service.on_lost_state in MIRRORED:
         log(INFO, "fedef: the mirror of all g_i takes up to %.3g MB", store.mirror_bytes / 1e6)
     checkpoint = Checkpoint(experiment.server().state, token=secrets.token_hex(16))
     return folder, store, store.save(checkpoint) if every else checkpoint

@@ -165,7 +165,7 @@ class ErrorFeedback(Strategy):
         failures = [reason_of(message) for message in arrived if message.has_error()]
         all_failed = bool(failures) and len(failures) == len(self._sent)
         self._failed_rounds = self._failed_rounds + 1 if all_failed else 0
-        hopeless = self._failed_rounds >= FAILED_ROUNDS or not self.session.state.records
+        hopeless = self._failed_rounds >= FAILED_ROUNDS or self.session.round == 0
         self._stop_on(failures, hopeless=all_failed and hopeless)
         accepted = 0
         for message in arrived:

@@ -12,7 +12,9 @@ from flwr.serverapp import Grid
 from fedef.errors import FedefError
 
 ATTEMPTS = 3
-"""How often a node that does not answer is asked who it is."""
+"""How often in a row a node that does not answer is asked who it is."""
+MOST_EXAMPLES = 2**53
+"""Weights are float64, which holds whole numbers below it."""
 POLL_SECONDS = 0.1
 
 
@@ -64,6 +66,7 @@ class RollCall:
         """
         connected = set(grid.get_node_ids())
         self._claims = {node: of for node, of in self._claims.items() if node in connected}
+        self._attempts = {node: of for node, of in self._attempts.items() if node in connected}
         new = [n for n in sorted(connected - self._claims.keys()) if self._asked(n) < ATTEMPTS]
         self.failures = []
         if new:
@@ -74,7 +77,7 @@ class RollCall:
                 self._take(reply, strict=strict)
         kept = {client: node for client, node in self.nodes.items() if node in self._claims}
         for node, (client, examples) in self._claims.items():
-            if not 0 <= client < self._num_clients or examples < 0:
+            if not 0 <= client < self._num_clients:
                 continue
             if kept.setdefault(client, node) == node:
                 self.examples[client] = examples
@@ -112,9 +115,10 @@ class RollCall:
                 raise
             log(WARNING, "fedef: %s", error)
             return
-        if not 0 <= client < self._num_clients or examples < 0:
+        if not 0 <= client < self._num_clients:
             log(WARNING, "fedef: node %d says it is client %d, which there is not", node, client)
         self._claims[node] = (client, examples)
+        self._attempts.pop(node, None)
 
 
 def reason_of(message: Message) -> str:
@@ -124,11 +128,12 @@ def reason_of(message: Message) -> str:
 
 def _partition(reply: Message) -> tuple[int, int]:
     """Client and number of examples of a node that answered the query."""
-    try:
-        facts = reply.content.config_records["partition"]
-        return int(str(facts["client"])), int(str(facts["examples"]))
-    except (KeyError, ValueError):
+    facts = dict(reply.content.config_records.get("partition", {}))
+    client, examples = facts.get("client"), facts.get("examples")
+    if type(client) is not int or type(examples) is not int or not 0 <= examples < MOST_EXAMPLES:
         raise FedefError(
-            f"node {reply.metadata.src_node_id} did not say which client it is; "
-            "start clients.app there, of the same version"
-        ) from None
+            f"node {reply.metadata.src_node_id} did not say which client it is and how many "
+            f"examples it has (0 to 2^53 - 1), but {str(facts)[:200]}; start clients.app there, of "
+            "the same version"
+        )
+    return client, examples

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_a_state_returns_bit_for_bit_with_its_pending_update(tmp_path, rounds):
     assert files(tmp_path) == [f"{TOKEN}/client-1.fdf"]
 
 
+def test_nobody_else_reads_a_state(tmp_path):
+    mask = os.umask(0)
+    try:
+        store(tmp_path / "deep" / "states").save(state_after(2))
+    finally:
+        os.umask(mask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"deep": 0o700, "states": 0o700, TOKEN: 0o700, "client-1.fdf": 0o600}
+
+
+def test_every_new_folder_is_flushed_into_the_one_above_it(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(durable, "sync_folder", lambda path: flushed.append(path.name))
+    store(tmp_path / "deep" / "states").save(state_after(2))
+    assert flushed == [tmp_path.name, "deep", "states", TOKEN]
+
+
 def test_runs_and_clients_have_their_own_files(tmp_path):
     other = TOKEN[::-1]
     store(tmp_path).save(state_after(2))
@@ -115,7 +133,7 @@ def test_a_full_disk_keeps_the_old_state_and_names_the_way_out(tmp_path, monkeyp
     old = state_after(2)
     store(tmp_path).save(old)
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, **mode: int) -> None:
         path.with_name(f".{path.name}.9.part").write_bytes(data[:10])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -14,6 +14,7 @@ from fedef import durable
 from fedef.config import Config
 from fedef.errors import ConfigError, FedefError, StateMismatch
 from fedef.experiment import Experiment
+from fedef.recorder import Recorder
 from fedef.service import Service
 from sims.inline_run import resume_inline
 from strategies.app import run
@@ -82,6 +83,39 @@ def test_a_killed_server_goes_on_with_the_same_bits(tmp_path, unbroken, at):
     run(grid(tmp_path, seed=1), EXPERIMENT, tmp_path / "not used", service)
     assert results(tmp_path / "run") == unbroken
     assert not (tmp_path / "not used").exists()
+
+
+def die(*args, **kwargs):
+    raise Killed
+
+
+@pytest.mark.parametrize("stop", [{}, {"stop_uplink_bytes": 2_000}], ids=["last round", "rule"])
+def test_a_server_that_dies_before_its_summary_writes_it_when_it_is_resumed(
+    tmp_path, monkeypatch, stop
+):
+    """Its last checkpoint is there; resumed once more, the completed run keeps its summary."""
+    experiment = Experiment.build(CONFIG.model_copy(update=stop))
+    flat = experiment.config.to_flat()
+    run(grid(tmp_path / "a", **flat), experiment, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Recorder, "finish", die)
+        run(grid(tmp_path / "b", **flat), experiment, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    (tmp_path / "run" / ".checkpoint.fdf.99.part").write_bytes(b"of a killed process")
+    expected = results(tmp_path / "whole")
+    assert (len(expected) < 1 + CONFIG.num_rounds) == bool(stop)
+    for _ in range(2):
+        run(
+            grid(tmp_path / "c", **flat),
+            experiment,
+            tmp_path,
+            Service(resume=str(tmp_path / "run")),
+        )
+        assert results(tmp_path / "run") == expected
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert models[0] == models[1]
+    assert not (tmp_path / "c").exists()
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_finished_run_goes_on_for_more_rounds(tmp_path, unbroken):
@@ -229,10 +263,10 @@ def test_a_corrupt_state_file_stops_its_client_and_nobody_else(tmp_path, caplog)
 def test_a_full_disk_stops_its_client_and_nobody_else(tmp_path, monkeypatch, caplog):
     write = durable.write_atomically
 
-    def full(path, data):
+    def full(path, data, **mode):
         if path.name == "client-2.fdf" and path.exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, data)
+        write(path, data, **mode)
 
     monkeypatch.setattr(durable, "write_atomically", full)
     run(grid(tmp_path), EXPERIMENT, tmp_path / "run")

@@ -17,6 +17,7 @@ from fedef.state import NO_DIGEST, ClientRecord
 from sims.engine import InlineEngine
 from strategies.app import run
 from strategies.error_feedback import ErrorFeedback
+from strategies.roll_call import ATTEMPTS
 
 CONFIG = Config.from_flat(
     {
@@ -146,6 +147,33 @@ def test_a_node_that_comes_back_with_another_id_is_the_client_that_it_was(tmp_pa
     assert session.x.tobytes() == inline()
 
 
+def test_a_node_that_comes_back_again_and_again_is_asked_each_time(tmp_path):
+    """With its node key it has the same id each time: away in 2, 4, 6 and 8, back after each."""
+
+    def flapping(grid, round):
+        grid.offline = {grid.node_of(3)} if round % 2 == 0 else set()
+
+    session, _ = start(tmp_path, before_round=flapping)
+    assert session.x.tobytes() == inline({(3, round) for round in (2, 4, 6, 8)})
+
+
+def test_a_node_that_never_answers_is_asked_three_times(tmp_path):
+    strangers, queries = [], []
+
+    def mute(message, partition):
+        stranger = message.metadata.src_node_id in strangers
+        queries.append(stranger)
+        return [] if stranger else message
+
+    def stranger(grid, round):
+        if round == 3:
+            strangers.append(grid.add_node(1))
+
+    session, _ = start(tmp_path, tamper=mute, before_round=stranger)
+    assert session.x.tobytes() == inline()
+    assert sum(queries) == ATTEMPTS
+
+
 def test_a_client_that_is_gone_for_some_rounds_is_one_that_was_not_asked(tmp_path):
     def away(grid, round):
         node = grid.node_of(3)
@@ -197,7 +225,18 @@ def test_an_impostor_gets_no_task_as_long_as_the_client_is_there(tmp_path, caplo
     assert "says it is client 1, as another does" in caplog.text
 
 
-@pytest.mark.parametrize("facts", [{"client": 7, "examples": 3}, {"client": 2}, {"client": "x"}])
+FACTS = [
+    {"client": 7, "examples": 3},
+    {"client": 2},
+    {"client": "x", "examples": 3},
+    {"client": 2, "examples": "1" + "0" * 400},
+    {"client": 2, "examples": 2**53},
+    {"client": 2, "examples": -1},
+    {"client": 2.0, "examples": 3},
+]
+
+
+@pytest.mark.parametrize("facts", FACTS)
 def test_a_newcomer_that_talks_nonsense_stops_nobody(tmp_path, facts):
     strangers = []
 

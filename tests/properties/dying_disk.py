@@ -2,8 +2,8 @@
 
 Every call that `fedef.durable` makes to change a file is a boundary, the middle of a write too.
 Once dead, nothing is written any more: what `finally` would still do, a killed process does not.
-After a failure of the power, what was not flushed is lost: renamed names without a flush of their
-folder go back, and data without a flush of its file is torn.
+After a failure of the power, what was not flushed is lost: renamed names and new folders without a
+flush of their folder go back, and data without a flush of its file is torn.
 """
 
 import io
@@ -23,7 +23,7 @@ class DyingDisk:
     """Counts boundaries, and ends the process at the one asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._real = {name: getattr(os, name) for name in ("fsync", "replace", "unlink")}
+        self._real = {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "mkdir")}
         self._open = io.open
         self.revive()
         monkeypatch.setattr(io, "open", self._opened)
@@ -34,6 +34,7 @@ class DyingDisk:
         """Start anew, on what the disk holds, to die at boundary `die_at`, from 0."""
         self.boundaries, self._die_at, self.dead = 0, die_at, False
         self._renamed: dict[str, bytes | None] = {}
+        self._made: list[str] = []
         self._unflushed: set[str] = set()
 
     def fail_power(self, kind: str) -> None:
@@ -45,6 +46,8 @@ class DyingDisk:
                 else:
                     with self._open(name, "wb") as file:
                         file.write(before)
+            for name in reversed(self._made):
+                os.rename(name, f"{name}.lost")
         if kind == "power: data torn":
             for name in self._unflushed:
                 if os.path.exists(name):
@@ -68,6 +71,7 @@ class DyingDisk:
         name = os.readlink(f"/proc/self/fd/{descriptor}")
         self._unflushed.discard(name)
         self._renamed = {n: old for n, old in self._renamed.items() if os.path.dirname(n) != name}
+        self._made = [n for n in self._made if os.path.dirname(n) != name]
 
     def _replace(self, source, target):
         self.boundary()
@@ -77,6 +81,11 @@ class DyingDisk:
         if source in self._unflushed:
             self._unflushed.add(target)
         self._real["replace"](source, target)
+
+    def _mkdir(self, path, *args, **kwargs):
+        self.boundary()
+        self._real["mkdir"](path, *args, **kwargs)
+        self._made.append(str(path))
 
     def _unlink(self, path, **kwargs):
         self.boundary()

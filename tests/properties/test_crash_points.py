@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dying_disk import KINDS, DyingDisk, Killed
 
-from fedef import durable
+from fedef import client_store, durable
 from fedef.config import Config
 from fedef.experiment import Experiment
 from fedef.participation import participants
@@ -88,9 +88,10 @@ def run_with_crash(case, folder, disk, die_at, victim, kind):
             lost.append((task.client, task.round))
             return None
 
-    federation = DurableFederation(experiment(case), folder)
-    while federation.server.round < ROUNDS:
+    federation = None
+    while federation is None or federation.server.round < ROUNDS:
         try:
+            federation = federation or DurableFederation(experiment(case), folder)
             federation.round(answer)
         except Killed:
             disk.fail_power(kind)
@@ -126,6 +127,7 @@ def survive(case, tmp_path, disk, *, every):
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
 def test_some_crash_points(case, tmp_path, monkeypatch):
+    """A step coprime to the six ways to die meets them all."""
     crashed, _ = survive(case, tmp_path, DyingDisk(monkeypatch), every=23)
     assert crashed >= 20
 
@@ -133,19 +135,19 @@ def test_some_crash_points(case, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
 def test_every_crash_point(case, tmp_path, monkeypatch):
-    """Every boundary of four runs, with three of the six ways to die there: 1,272 crashes."""
-    crashed, points = survive(case, tmp_path, DyingDisk(monkeypatch), every=2)
-    assert crashed == points // 2 >= 255
+    """Every boundary of four runs, with each of the six ways to die there: 2,844 crashes."""
+    crashed, points = survive(case, tmp_path, DyingDisk(monkeypatch), every=1)
+    assert crashed == points >= 580
 
 
-def without_flush(path, data):
+def without_flush(path, data, **mode):
     aside = path.with_name(f".{path.name}.part")
     with aside.open("wb") as file:
         file.write(data)
     aside.replace(path)
 
 
-def in_place(path, data):
+def in_place(path, data, **mode):
     with path.open("wb") as file:
         file.write(data)
 
@@ -156,6 +158,25 @@ def test_a_careless_write_is_caught(write, tmp_path, monkeypatch):
     monkeypatch.setattr(durable, "write_atomically", write)
     with pytest.raises((AssertionError, ValueError, RuntimeError)):
         survive(0, tmp_path, DyingDisk(monkeypatch), every=1)
+
+
+def without_sync(path, **mode):
+    path.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_new_folder_is_lost_with_the_power_unless_it_was_flushed(tmp_path, monkeypatch, flushed):
+    if not flushed:
+        monkeypatch.setattr(client_store, "make_folder", without_sync)
+    disk = DyingDisk(monkeypatch)
+    DurableFederation(experiment(0), tmp_path / "run").round()
+    disk.fail_power("power: names lost")
+    disk.revive()
+    if flushed:
+        DurableFederation(experiment(0), tmp_path / "run").round()
+        return
+    with pytest.raises(RuntimeError, match="holds the state of round 0"):
+        DurableFederation(experiment(0), tmp_path / "run").round()
 
 
 def test_a_reply_that_leaves_before_its_update_is_on_disk_is_caught(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """A client that lost its state, lies about it or sends poison: what becomes of the run."""
 
 import os
+import shutil
+import stat
 import struct
 from dataclasses import replace
 from functools import cache
@@ -225,6 +227,43 @@ def test_a_mirror_is_asked_for_where_it_is_needed_and_only_there(tmp_path, polic
         DurableFederation(experiment(), tmp_path, policies=Policies(policy))
 
 
+@pytest.mark.parametrize("damage", ["gone", "older", "another run's", "no stamp", "another form"])
+def test_a_mirror_that_is_not_the_checkpoints_is_refused(tmp_path, damage):
+    policies = Policies(EVICT)
+    for name, token in (("run", "0" * 32), ("other", "1" * 32)):
+        federation = DurableFederation(
+            experiment(), tmp_path / name, policies=policies, token=token
+        )
+        federation.round()
+        if name == "run":
+            shutil.copytree(tmp_path / "run", tmp_path / "older")
+        federation.round()
+        federation.round()
+    folder = tmp_path / "run"
+    if damage == "gone":
+        (folder / "mirror.npy").unlink()
+    if damage == "no stamp":
+        (folder / "mirror.json").unlink()
+    if damage == "another form":
+        np.save(folder / "mirror.npy", np.zeros((N, 3)))
+    source = {"older": tmp_path / "older", "another run's": tmp_path / "other"}.get(damage)
+    if source is not None:
+        for file in ("mirror.npy", "mirror.json"):
+            shutil.copy(source / file, folder / file)
+    with pytest.raises(ConfigError, match=r"mirror .*run/mirror.*on-lost-state=stop"):
+        DurableFederation(experiment(), folder, policies=policies)
+    DurableFederation(experiment(), folder, policies=Policies(RESET)).round()
+
+
+def test_a_mirror_that_a_crash_left_before_the_first_round_is_made_again(tmp_path):
+    for _ in range(2):
+        DurableFederation(experiment(), tmp_path, policies=Policies(EVICT))
+        (tmp_path / "mirror.json").unlink()
+    federation = DurableFederation(experiment(), tmp_path, policies=Policies(EVICT))
+    federation.round()
+    assert stat.S_IMODE((tmp_path / "mirror.npy").stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"value_format": "float16", "participation": 0.6}], ids=str
 )
@@ -234,9 +273,12 @@ def test_the_mirror_holds_the_clients_bits_through_every_crash(tmp_path, monkeyp
 
     def run(folder, die_at):
         disk.revive(die_at)
-        federation = DurableFederation(experiment(**changes), folder, policies=policies)
-        while federation.server.round < 3:
+        federation = None
+        while federation is None or federation.server.round < 3:
             try:
+                federation = federation or DurableFederation(
+                    experiment(**changes), folder, policies=policies
+                )
                 federation.round()
             except Killed:
                 disk.revive()

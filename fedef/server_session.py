@@ -254,7 +254,13 @@ class ServerSession:
         step = Step(self.x, 0.0, self._state.memory)
         independent_norm = self._independent_norm()
         if self._method.summary is None or independent_norm is not None:
-            moment = Moment(self._state.round, self.x, g, independent_norm)
+            moment = Moment(
+                self._state.round,
+                self.x,
+                g,
+                independent_norm,
+                before=lambda: self._state.total / self._total_weight,
+            )
             step = self._method.stepper.step(self._state.memory, moment)
         if not (is_finite(step.x) and all(is_finite(kept) for kept in step.memory.values())):
             raise Diverged(

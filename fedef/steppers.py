@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,8 @@ class Moment:
     """(d,) float64: the mean estimate g^k."""
     independent_norm: float | None = None
     """||g'|| of independent batches, where the method asks for it."""
+    before: Callable[[], Vector] | None = None
+    """(d,) float64 when called: g before this round's updates; zero once all start again."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +198,11 @@ class IncrementStep:
     schedule: Schedule
 
     def init(self, x: Vector) -> Arrays:
-        """Nothing was applied yet."""
-        return {"g": np.zeros(x.size)}
+        """Nothing to remember: the server has the mean of the last round."""
+        return {}
 
     def step(self, memory: Arrays, moment: Moment) -> Step:
         """One step along what is new."""
         gamma = self.schedule(moment.k)
-        moved = server_step(moment.x, moment.g - memory["g"], step_size=gamma)
-        return Step(moved, gamma, {"g": moment.g})
+        new = moment.g if moment.before is None else moment.g - moment.before()
+        return Step(server_step(moment.x, new, step_size=gamma), gamma, memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -26,9 +27,12 @@ from flwr.serverapp.strategy import FedAvg
 from fedef import ensure_ours
 from fedef.adoption import HELLO, PLAN, STATISTICS, AdoptedProblem, Plan
 from fedef.errors import ConfigError, CorruptPayload, FedefError
+from fedef.members import RESET, RESYNC, STOP, Policies
 from fedef.randomness import stream
 from fedef.server_session import ServerSession
+from fedef.steppers import IncrementStep
 from strategies.records import content_of, reply_from
+from strategies.roll_call import ATTEMPTS
 
 ensure_ours()
 
@@ -58,6 +62,11 @@ class ErrorFeedback(FedAvg):
         Last parts of the names of floating-point arrays that are averaged whole.
     hello_seconds
         How long a node may take to say which client it is.
+    on_lost_state
+        About a client that lost its state, as one without ``state-dir`` does when its node starts
+        again. evict-by-reset: all clients start again at nothing sent, at the same model, which
+        costs what was not sent yet. dense-resync: the same, and each one's next message is dense.
+        stop: the run ends.
     fedavg
         FedAvg's own parameters.
 
@@ -80,9 +89,15 @@ class ErrorFeedback(FedAvg):
         seed: int = 0,
         statistics: Sequence[str] = STATISTICS,
         hello_seconds: float = 120.0,
+        on_lost_state: str = RESET,
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
+        if on_lost_state not in (RESET, RESYNC, STOP):
+            raise ConfigError(
+                f"on_lost_state: must be one of {RESET}, {RESYNC}, {STOP}, got {on_lost_state!r}"
+            )
+        self._policies = Policies(on_lost_state)
         self._settings: dict[str, Any] = {
             "k_fraction": k_fraction,
             "compressor": compressor,
@@ -95,7 +110,8 @@ class ErrorFeedback(FedAvg):
         self._hello_seconds = hello_seconds
         self._session: ServerSession | None = None
         self._nodes: dict[int, int] = {}  # node id by client
-        self._greeted: set[int] = set()
+        self._claims: dict[int, int] = {}  # name by node id, as the connected nodes said
+        self._attempts: Counter[int] = Counter()  # how often a silent node was asked
         self._names: list[int] = []  # the clients' own names, in their order
         self._asked: list[int] = []
         self._weighed = False
@@ -124,7 +140,7 @@ class ErrorFeedback(FedAvg):
         ConfigError
             If the model or a setting cannot be used.
         FedefError
-            If a node runs the app without the mod.
+            If, at the start, a node runs the app without the mod.
         """
         if self.fraction_train == 0.0:
             return []
@@ -145,7 +161,7 @@ class ErrorFeedback(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Apply the corrections that arrived, and average the metrics as FedAvg does."""
-        if not self._asked:
+        if self.fraction_train == 0.0:
             return None, None
         answered, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
         clients = {node: client for client, node in self._nodes.items()}
@@ -159,8 +175,15 @@ class ErrorFeedback(FedAvg):
             self._weigh(metrics)
         for message in answered:
             self._receive(message, clients.get(message.metadata.src_node_id), metrics)
+        excluded, epoch = set(self.session.members.excluded), self.session.state.epoch
         report = self.session.end_round()
         self._asked = []
+        for client, why in self.session.members.excluded.items():
+            if client not in excluded:
+                name = self._names[client]
+                log(WARNING, "fedef: client %d is excluded from here on: %s", name, why)
+        if self.session.state.epoch != epoch:
+            log(WARNING, "fedef: a client lost its state; all start again with nothing sent")
         if report.refusals:
             log(WARNING, "fedef: refused in round %d: %s", report.round, report.refusals)
         model = self._plan.join(self.session.x, self.session.buffers)
@@ -182,45 +205,69 @@ class ErrorFeedback(FedAvg):
         while len(nodes := set(grid.get_node_ids())) < self._least_nodes():
             log(INFO, "fedef: %d of %d nodes are there", len(nodes), self._least_nodes())
             time.sleep(1.0)
+        self._claims = {node: name for node, name in self._claims.items() if node in nodes}
+        self._attempts = Counter({n: of for n, of in self._attempts.items() if n in nodes})
+        new = [n for n in sorted(nodes - self._claims.keys()) if self._attempts[n] < ATTEMPTS]
+        if new:
+            self._ask(grid, new)
+        if self._session is None:
+            self._name_clients(len(nodes))
+        kept = {client: node for client, node in self._nodes.items() if node in self._claims}
+        for node, name in sorted(self._claims.items()):
+            taken = name in self._names and kept.setdefault(self._names.index(name), node) == node
+            if not taken and node in new:
+                log(
+                    WARNING,
+                    "fedef: node %d says it is client %d, which %s; it takes no part",
+                    *(node, name),
+                    "another node is" if name in self._names else "was not there at the start",
+                )
+        self._nodes = kept
+
+    def _ask(self, grid: Grid, nodes: list[int]) -> None:
+        """Ask nodes which client they are."""
+        self._attempts.update(nodes)
         hello = RecordDict({HELLO: ConfigRecord({"version": 1})})
-        messages = [
-            Message(hello, node, MessageType.TRAIN) for node in sorted(nodes - self._greeted)
-        ]
-        if not messages:
-            return
-        named: dict[int, int] = {}
+        messages = [Message(hello, node, MessageType.TRAIN) for node in nodes]
         for reply in grid.send_and_receive(messages, timeout=self._hello_seconds):
-            if reply.has_error() and self._session is not None:
-                continue  # it may have gone again; it is asked in the next round
-            name, node = _name_of(reply), reply.metadata.src_node_id
-            if named.setdefault(name, node) != node:
+            try:
+                name = _name_of(reply)
+            except FedefError as error:
+                if self._session is None:
+                    raise
+                log(WARNING, "fedef: %s", error)
+                continue
+            self._claims[reply.metadata.src_node_id] = name
+            self._attempts.pop(reply.metadata.src_node_id, None)
+
+    def _name_clients(self, num_nodes: int) -> None:
+        """Who is there at the start is who takes part.
+
+        Raises
+        ------
+        ConfigError
+            If two nodes have one name.
+        FedefError
+            If nobody answered.
+        """
+        self._names = sorted(set(self._claims.values()))
+        if not self._names:
+            raise FedefError(
+                f"none of {num_nodes} nodes answered within {self._hello_seconds:g} s; "
+                "look at their logs, or raise hello_seconds"
+            )
+        for name, count in Counter(self._claims.values()).items():
+            if count > 1:
                 raise ConfigError(
                     f"two nodes have partition-id={name}; give each node its own, or none"
                 )
-            self._greeted.add(node)
-        if self._session is None:
-            self._names = sorted(named)
-            if not named:
-                raise FedefError(
-                    f"none of {len(messages)} nodes answered within {self._hello_seconds:g} s; "
-                    "look at their logs, or raise hello_seconds"
-                )
-        for name, node in sorted(named.items()):
-            if name in self._names:
-                self._nodes[self._names.index(name)] = node
-            else:
-                log(WARNING, "fedef: node %d was not there at the start, it takes no part", node)
 
     def _begin(self, arrays: ArrayRecord) -> None:
         model = {name: array.numpy() for name, array in arrays.items()}
-        settings, n = dict(self._settings), len(self._names)
-        if (
-            settings["feedback"] == "ef14"
-        ):  # the mean is over all clients, FedAvg's over those of the round
-            settings["step_size"] *= n / self._count(n)
+        n = len(self._names)
         self._plan = Plan.of(
             model,
-            **settings,
+            **self._settings,
             num_clients=n,
             weighted_by=self.weighted_by_key,
             arrays_key=self.arrayrecord_key,
@@ -230,14 +277,23 @@ class ErrorFeedback(FedAvg):
         self._session = self._serve([1.0] * n)
 
     def _serve(self, weights: Sequence[float]) -> ServerSession:
+        method = self._plan.method()
+        if self._plan.feedback == "ef14":
+            method = replace(method, stepper=IncrementStep(self._increment_step_size))
         return ServerSession(
             run_id=self._plan.run_id,
             seed=self._plan.seed,
             problem=self._problem,
-            method=self._plan.method(),
+            method=method,
             weights=weights,
             state=None if self._session is None else self._session.state,
+            policies=self._policies,
         )
+
+    def _increment_step_size(self, k: int) -> float:
+        """Of the open round: the mean is over all clients, FedAvg's over those that it asks."""
+        everybody = len(self._names) - len(self.session.members.excluded)
+        return self._plan.step_size * everybody / max(len(self.session.asked), 1)
 
     def _weigh(self, metrics: dict[int, MetricRecord]) -> None:
         """Fix the weights by the first round's answers; nothing was applied before."""
@@ -269,12 +325,12 @@ class ErrorFeedback(FedAvg):
         try:
             reply = reply_from(message.content)
         except CorruptPayload:
-            self.session.refuse("malformed")
+            self.session.refuse("malformed", client)
             return
         if client != reply.client:
-            self.session.refuse("alien")
+            self.session.refuse("alien", client)
         elif client not in metrics and reply.update:
-            self.session.refuse("malformed")
+            self.session.refuse("malformed", client)
         else:
             self.session.receive(reply)
 

@@ -26,9 +26,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.mod import error_feedback_mod
 from clients.store import load_state
 from fedef.adoption import Plan
-from fedef.errors import ConfigError, CorruptPayload, FedefError
+from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
 from sims.flower_engine import flwr_run
 from strategies.adoption import ErrorFeedback
+from strategies.roll_call import ATTEMPTS
 from strategies.wire import envelope_bytes
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "apps" / "quickstart"
@@ -161,10 +162,9 @@ def test_some_clients_are_asked_and_averaged_as_by_fedavg():
     result = start(strategy, grid, rounds=5)
     rounds = [grid.trained[:6], *np.array(grid.trained[6:]).reshape(4, 3)]
     assert len({tuple(asked) for asked in rounds}) > 2
-    # The first round asks all, with the step of half of them: 2 x what FedAvg would do.
     x = START["layer.weight"].astype(float)
-    for number, asked in enumerate(rounds):
-        x = x - (2 if number == 0 else 1) * 0.1 * (x - np.mean(asked))
+    for asked in rounds:
+        x = x - 0.1 * (x - np.mean(asked))
     np.testing.assert_allclose(model_of(result)["layer.weight"], x, rtol=1e-5)
 
 
@@ -383,6 +383,133 @@ def test_a_state_on_the_nodes_disk_survives_a_restart(tmp_path):
         n: a.tobytes() for n, a in expected[0].items()
     }
     assert len(list(tmp_path.glob("*/client-*.fdf"))) == 2
+
+
+@pytest.mark.parametrize("policy", ["evict-by-reset", "dense-resync"])
+def test_a_node_that_starts_again_without_a_state_dir_is_one_lost_reply(policy):
+    """Without compression nothing is left to send, so to start again costs nothing else."""
+    grid = Nodes(toy(), 2)
+
+    def restart(message, client):
+        if client == 1 and len(grid.trained) == 4:  # after the second round
+            grid.contexts[101].state = RecordDict()
+        return message
+
+    grid.tamper = restart
+    strategy = ErrorFeedback(compressor="identity", value_format="float64", on_lost_state=policy)
+    result = start(strategy, grid, rounds=6)
+    x = START["layer.bias"][0]
+    for number in range(6):
+        x -= (1 / 3) * 0.1 * x + (0 if number == 2 else (2 / 3) * 0.1 * (x - 1))
+    np.testing.assert_allclose(model_of(result)["layer.bias"], [x, x], rtol=1e-12)
+    assert strategy.session.state.refusals == {"lost-state": 1}
+
+
+def test_a_lost_state_may_stop_the_run_and_nothing_unknown_is_taken():
+    grid = Nodes(toy(), 2)
+
+    def restart(message, client):
+        grid.contexts[101].state = RecordDict()
+        return message
+
+    grid.tamper = restart
+    with pytest.raises(StateMismatch, match="go on with another on-lost-state"):
+        start(ErrorFeedback(on_lost_state="stop"), grid)
+    with pytest.raises(ConfigError, match="evict-by-reset, dense-resync, stop, got 'hand-back'"):
+        ErrorFeedback(on_lost_state="hand-back")
+
+
+def test_a_poisoner_is_excluded(caplog):
+    def poison(message, client):
+        if client == 0:
+            message.content.update({"fields": ConfigRecord({"run_id": 3})})
+        return message
+
+    grid = Nodes(toy(), 3, tamper=poison)
+    strategy = ErrorFeedback()
+    start(strategy, grid, rounds=12)
+    assert strategy.session.members.excluded == {0: "malformed"}
+    assert (grid.trained.count(0), grid.trained.count(1)) == (10, 12)
+    assert "client 0 is excluded from here on: malformed" in caplog.text
+
+
+def test_a_round_with_nobody_to_ask_is_closed_and_the_next_one_goes_on():
+    grid = Nodes(toy(), 2)
+    away = {}
+
+    def leave(message, client):
+        if len(grid.trained) == 2:
+            away.update(grid.contexts)
+            others = Nodes(toy(), 2, first=500).contexts
+            for number, context in enumerate(others.values()):
+                context.node_config["partition-id"] = 7 + number
+            grid.contexts = others
+        return message
+
+    grid.tamper = leave
+    deliver = grid.send_and_receive
+
+    def come_back(messages, *, timeout=None):
+        if not messages and away:
+            grid.contexts = dict(away)
+        return deliver(messages, timeout=timeout)
+
+    grid.send_and_receive = come_back
+    strategy = ErrorFeedback()
+    start(strategy, grid, rounds=4)
+    assert strategy.session.round == 4
+    assert grid.trained == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_silent_node_is_asked_three_times_and_no_more():
+    grid = Nodes(toy(), 2)
+    asked, deliver = [], grid.send_and_receive
+
+    def without_answer(messages, *, timeout=None):
+        silent = [m for m in messages if m.metadata.dst_node_id == 555]
+        asked.extend(silent)
+        return deliver([m for m in messages if m not in silent], timeout=timeout)
+
+    def join(message, client):
+        grid.contexts.setdefault(555, Nodes(toy(), 1).contexts[100])
+        return message
+
+    grid.tamper, grid.send_and_receive = join, without_answer
+    start(ErrorFeedback(fraction_evaluate=0.0), grid, rounds=8)
+    assert len(asked) == ATTEMPTS
+
+
+def test_an_impostor_gets_no_task_as_long_as_the_client_is_there(caplog):
+    grid = Nodes(toy(), 2)
+
+    def join(message, client):
+        grid.contexts.setdefault(555, Nodes(toy(), 2).contexts[101])
+        return message
+
+    grid.tamper = join
+    strategy = ErrorFeedback()
+    start(strategy, grid, rounds=3)
+    assert "node 555 says it is client 1, which another node is" in caplog.text
+    assert strategy.session.state.refusals == {}
+    assert strategy.session.state.records[1].version == 3
+
+
+def test_a_newcomer_without_the_mod_stops_nobody(caplog):
+    grid, plain = Nodes(toy(), 2), toy(mods=())
+    app = grid.app
+    grid.app = lambda message, context: (plain if context.node_id == 100 + 7 else app)(
+        message, context
+    )
+
+    def join(message, client):
+        grid.contexts.setdefault(107, Nodes(toy(), 8).contexts[107])
+        return message
+
+    grid.tamper = join
+    strategy = ErrorFeedback(fraction_evaluate=0.0)
+    start(strategy, grid, rounds=3)
+    assert strategy.session.round == 3
+    assert "node 107 did not say which client it is" in caplog.text
 
 
 def test_two_nodes_with_one_name_are_refused():

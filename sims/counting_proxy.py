@@ -32,9 +32,16 @@ class CountingProxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-                for ends in ((near, far, True), (far, near, False)):
-                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+                self._join(near)
+
+    def _join(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:  # nobody is there now; the next who connects may find somebody
+            near.close()
+            return
+        for ends in ((near, far, True), (far, near, False)):
+            threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, upwards: bool) -> None:
         with suppress(OSError):

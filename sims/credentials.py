@@ -5,8 +5,8 @@ file                   what it is
 ====================== ==========================================================================
 ca.crt, ca.key         the certificate authority; ca.key can leave the machine afterwards
 server.crt, server.key the SuperLink's certificate, for its host's name and the loopback
-authorized_keys        the nodes' public keys, one line each, in OpenSSH's form
-node-I/key, key.pub    node I's key pair (P-384); the folder goes to the node, with ca.crt in it
+node-I/key, key.pub    node I's key pair (P-384), in OpenSSH's form; ca.crt is in the folder too,
+                       which goes to the node
 config.toml            the connection for ``flwr``, when FLWR_HOME is the folder
 ====================== ==========================================================================
 
@@ -19,7 +19,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import tomli_w
@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedef.errors import ConfigError
-from sims.flower_compat import superlink_addresses, supernode_options
+from sims.flower_compat import GRPC, at_port, superlink_addresses, supernode_options
 
 CONNECTION = "edge"
 DAYS = 825
@@ -86,7 +86,8 @@ class Credentials:
         made = cls(folder.resolve(), host, num_nodes, ports)
         made._make_certificates(names)
         made._make_node_keys()
-        link = {"address": f"127.0.0.1:{ports.control}", "root-certificates": str(made.ca)}
+        address = at_port("::1" if host == "::1" and not GRPC else "127.0.0.1", ports.control)
+        link = {"address": address, "root-certificates": str(made.ca)}
         _write(made.folder / "config.toml", tomli_w.dumps({"superlink": {CONNECTION: link}}))
         return made
 
@@ -171,7 +172,6 @@ class Credentials:
             _write(self.folder / name, pem, private=True)
 
     def _make_node_keys(self) -> None:
-        lines = []
         for number in range(self.num_nodes):
             key, folder = ec.generate_private_key(ec.SECP384R1()), self.node(number)
             folder.mkdir(mode=0o700)
@@ -180,8 +180,6 @@ class Credentials:
             _write(folder / "key", pem, private=True)
             _write(folder / "key.pub", public + b"\n")
             _write(folder / "ca.crt", self.ca.read_bytes())
-            lines.append(f"{public.decode()} node-{number}\n")
-        _write(self.folder / "authorized_keys", "".join(lines))
 
 
 def instructions(made: Credentials) -> list[str]:
@@ -192,18 +190,23 @@ def instructions(made: Credentials) -> list[str]:
         f"# {made.folder} is ready; keep ca.key elsewhere once you have all the nodes you want.",
         "# 1. On the server, which stays up:",
         shlex.join(made.superlink_command()),
-        "# 2. On the server, once: authorise the nodes' keys.",
+        "# 2. On the server, once: authorise the nodes' keys; it keeps them in superlink.db.",
         f"export FLWR_HOME={shlex.quote(str(made.folder))}",
         *(shlex.join(made.register_command(number)) for number in range(made.num_nodes)),
         f"# 3. Copy {first.name}{several} each to its own device; there, in that folder, which",
-        "#    stays up (add what names its local data to --node-config):",
-        *(
-            f"cd node-{number} && FLWR_HOME=$PWD {shlex.join(made.supernode_command(number))}"
-            for number in range(made.num_nodes)
-        ),
+        "#    stays up (add what names its local data to --node-config; its state survives a",
+        "#    restart in state-dir):",
+        *(f"cd node-{number} && {_start_line(made, number)}" for number in range(made.num_nodes)),
         "# 4. On the server, for each run, in the app's folder:",
         f"flwr run . {CONNECTION} --stream",
     ]
+
+
+def _start_line(made: Credentials, number: int) -> str:
+    """Shell command of a node whose state lies in the folder in which it is started."""
+    *options, config = made.supernode_command(number, 'state-dir="$PWD/state"')
+    quoted = config.replace('"', '\\"')
+    return f'FLWR_HOME="$PWD" {shlex.join(options)} "{quoted}"'
 
 
 def _alternative_names(host: str) -> list[x509.GeneralName]:
@@ -213,18 +216,25 @@ def _alternative_names(host: str) -> list[x509.GeneralName]:
         try:
             names.append(x509.IPAddress(ip_address(name)))
         except ValueError:
-            if not name or not all(part.replace("-", "a").isalnum() for part in name.split(".")):
+            labels = name.split(".")
+            if not name.isascii() or not all(part.replace("-", "a").isalnum() for part in labels):
                 raise ConfigError(
                     f"host: must be the name or the IP address by which the nodes reach the "
-                    f"SuperLink, without port, got {name!r}"
+                    f"SuperLink, without port, in ASCII (xn--... for others), got {name!r}"
                 ) from None
             names.append(x509.DNSName(name))
     return names
 
 
 def _bound(host: str) -> str:
-    """Address to listen on: the loopback for itself, else all of the machine's."""
-    return "127.0.0.1" if host in LOOPBACK else "0.0.0.0"  # noqa: S104 - nodes are elsewhere # nosec B104
+    """Address to listen on: the loopback for itself, else all of the machine's of its kind."""
+    if host in LOOPBACK:
+        return "::1" if host == "::1" else "127.0.0.1"
+    try:
+        version6 = isinstance(ip_address(host), IPv6Address)
+    except ValueError:
+        version6 = False
+    return "::" if version6 else "0.0.0.0"  # noqa: S104 - nodes are elsewhere # nosec B104
 
 
 def _name(common: str) -> x509.Name:

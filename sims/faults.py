@@ -140,6 +140,7 @@ class FaultyFederation:
             self._say("the run ended early")
             self._submit()
         rounds = self._rounds()
+        self._seen = min(self._seen, rounds)  # a resumed run repeats what had no checkpoint
         if rounds > self._seen:
             self._seen = rounds
             self._check(*self._states_on_disk())
@@ -148,8 +149,10 @@ class FaultyFederation:
             if self._victims and self._kill_at == float("inf"):
                 self._kill_at = time.monotonic() + float(self._draws.uniform(0.0, min(took, 10.0)))
         if self._victims and time.monotonic() > self._kill_at:
-            self._kill_at = float("inf")
-            self._kill(self._victims.pop(0))
+            killed = self._kill(self._victims[0])
+            self._kill_at = float("inf") if killed else time.monotonic() + RESTART_SECONDS
+            if killed:
+                self._victims.pop(0)
 
     def _rounds(self) -> int:
         with suppress(OSError):
@@ -164,7 +167,9 @@ class FaultyFederation:
     def _submit(self) -> None:
         """Start the run, or go on with it from its folder."""
         self._tally.submissions += 1
-        if self._tally.submissions > 3 * (len(self._tally.kills) + self._config.num_rounds):
+        if self._tally.submissions > 3 * (
+            sum(self._tally.kills.values()) + self._config.num_rounds
+        ):
             raise FedefError("the run ends early again and again")
         key = "resume" if self._folder.checkpoint_path.exists() else "out"
         service = Service.model_validate({key: str(self._folder.path)}).to_flat()
@@ -172,25 +177,36 @@ class FaultyFederation:
         command = run_command(self._app, self._home, run_config, CONNECTION)
         self._run = self._federation.popen(command, self._log)
 
-    def _kill(self, kind: str) -> None:
-        self._tally.kills[kind] += 1
-        self._say(f"round {self._seen + 1}: kill {kind} {sum(self._tally.kills.values())}")
+    def _kill(self, kind: str) -> bool:
+        """Kill a process of a kind; False: there is none that lives."""
         if kind == NODE:
-            number = int(self._draws.integers(self._experiment.num_clients))
-            os.kill(self._federation.nodes[number].pid, signal.SIGKILL)
-            return
+            nodes = self._federation.nodes
+            living = [number for number, node in sorted(nodes.items()) if node.poll() is None]
+            if living:
+                nodes[int(self._draws.choice(living))].kill()
+                self._count(kind)
+            return bool(living)
+        servers = [process for process in processes_of(self._home) if _is_server_app(process)]
         superlink = self._federation.superlink
-        if kind == SUPERLINK and superlink is not None:
+        if superlink is None or (kind == SERVER_APP and not servers):
+            return False
+        self._count(kind)
+        if kind == SUPERLINK:
             superlink.kill()
             superlink.wait()
-        servers = [process for process in processes_of(self._home) if _is_server_app(process)]
-        for process in [*servers, self._run.pid]:
+        for process in servers:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        self._run.kill()
         self._run.wait()
         if kind == SUPERLINK:
             self._federation.start_superlink()
         self._submit()
+        return True
+
+    def _count(self, kind: str) -> None:
+        self._tally.kills[kind] += 1
+        self._say(f"round {self._seen + 1}: kill {kind} {sum(self._tally.kills.values())}")
 
     def _states_on_disk(self) -> tuple[Checkpoint, list[tuple[ClientRecord, Any]]]:
         """The server's checkpoint, and of each client what the server holds of it."""

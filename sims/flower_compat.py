@@ -17,11 +17,17 @@ def superlink_addresses(host: str, *, fleet: int, control: int) -> list[str]:
     """
     if not GRPC:
         return ["--host", host, "--port", str(control)]
-    transport = ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{host}:{fleet}"]
+    address = at_port(host, fleet)
+    transport = ["--fleet-api-type", "grpc-rere", "--fleet-api-address", address]
     return [*transport, "--host", "127.0.0.1", "--port", str(control)]
 
 
 def supernode_options(host: str, *, fleet: int, control: int) -> list[str]:
     """Options that have a SuperNode find its SuperLink."""
     transport = ["--grpc-rere"] if GRPC else []
-    return [*transport, "--superlink", f"{host}:{fleet if GRPC else control}"]
+    return [*transport, "--superlink", at_port(host, fleet if GRPC else control)]
+
+
+def at_port(host: str, port: int) -> str:
+    """Host and port; an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,6 +1,9 @@
 """Killed processes of a real federation cost replies, never updates (slow: real processes)."""
 
 import dataclasses
+import signal
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,6 +59,23 @@ def test_an_update_that_was_lost_is_found(after_four_rounds):
     states[2] = (ClientRecord(4, bytes(8)), None)
     with pytest.raises(FedefError, match="lost the state"):
         checker._check(Checkpoint(server), states)
+
+
+def test_only_what_lives_is_killed_and_counted(after_four_rounds):
+    checker, _, _ = after_four_rounds
+    sleeps = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    sleeps[0].kill()
+    sleeps[0].wait()
+    checker._federation = SimpleNamespace(nodes=dict(enumerate(sleeps)))
+    try:
+        assert checker._kill(NODE)
+        assert sleeps[1].wait(20) == -signal.SIGKILL
+        assert not checker._kill(NODE)
+        assert checker._tally.kills[NODE] == 1
+    finally:
+        for process in sleeps:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow

@@ -112,7 +112,8 @@ def find_file(name: str, data_dir: str | None) -> Path:
     tried = ", ".join(repr(str(candidate)) for candidate in candidates)
     raise ConfigError(
         f"data: no file for {name!r}, tried {tried}; give its path, or its folder by data-dir= "
-        "or the environment variable FEDEF_DATA; breast_cancer and synthetic need no file"
+        "or the environment variable FEDEF_DATA; logistic on breast_cancer or synthetic and the "
+        "digits-* problems need no file"
     )
 
 

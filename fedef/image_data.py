@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -85,21 +84,8 @@ def _whole(name: str, data_dir: str | None, columns: Columns) -> ClassData:
             f"data: no image set {name!r}; set data= to one of {', '.join(IMAGE_SETS)}, to an npz "
             f"file or to {HUGGING_FACE}NAME"
         )
-    path = _find(name, data_dir)
+    path = find_file(f"{name}.npz", data_dir)
     return _read(name, path, path.stat().st_mtime_ns, path.stat().st_size)
-
-
-def _find(name: str, data_dir: str | None) -> Path:
-    folder = data_dir or os.environ.get("FEDEF_DATA")
-    candidates = [Path(place) / f"{name}.npz" for place in (folder, ".") if place]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    tried = ", ".join(repr(str(candidate)) for candidate in candidates)
-    raise ConfigError(
-        f"data: no file for {name!r}, tried {tried}; give the folder of {name}.npz by data-dir= or "
-        "the environment variable FEDEF_DATA; problem=digits-mlp needs no file"
-    )
 
 
 # Time and size of the file are part of the key, so that a file that changed is read anew. Two

@@ -277,7 +277,7 @@ def _start(
     from sims.engines import start
 
     sinks = open_sinks(sink, folder, config)
-    with _Bar(config.num_rounds) as bar:
+    with sinks, _Bar(config.num_rounds) as bar:
         summary = start(
             config,
             folder,
@@ -311,7 +311,7 @@ def _resume(
     before = RunFolder.open(folder)[1]
     config = Config.from_flat({**before.to_flat(), **given})
     sinks = open_sinks(sink, folder, config)
-    with _Bar(config.num_rounds) as bar:
+    with sinks, _Bar(config.num_rounds) as bar:
         summary = resume_run(
             folder,
             open_engine=open_engine,

@@ -6,7 +6,7 @@ server is asked::
     tensorboard --logdir runs/mine/tensorboard
     mlflow ui --backend-store-uri sqlite:///runs/mine/mlflow.db
 
-A sink of one's own is any object with these three methods, see `Sinks`.
+A sink of one's own is any object with the methods of `Sink`, see `Sinks`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from fedef.config import Config
 from fedef.errors import ConfigError
@@ -36,14 +37,35 @@ class Sink(Protocol):
     def on_end(self, summary: Line) -> None:
         """The run ended, see summary.json; not called when it was killed."""
 
+    def on_error(self, error: BaseException) -> None:
+        """The run was broken off by an error or a second Ctrl-C, in place of `on_end`."""
+
 
 class Sinks:
-    """Several sinks as one, which starts when the run has got its folder."""
+    """Several sinks as one, which starts when the run has got its folder.
+
+    Around a run it is a context manager, which tells the sinks that have started of an error.
+    """
 
     def __init__(self, config: Config, sinks: Sequence[Sink]) -> None:
         self._config = config
         self._sinks = sinks
         self._started = False
+
+    def __enter__(self) -> Self:
+        """Begin to look out for errors."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell all of an error."""
+        if error is not None and self._started:
+            for sink in self._sinks:
+                sink.on_error(error)
 
     def on_round(self, line: Line) -> None:
         """Tell all of a round."""
@@ -123,6 +145,10 @@ class TensorBoard:
         self._scalars("summary", summary, int(summary["rounds"]))
         self._writer.close()
 
+    def on_error(self, error: BaseException) -> None:
+        """Close the file."""
+        self._writer.close()
+
     def _scalars(self, group: str, values: Mapping[str, Any], step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -149,6 +175,7 @@ class MlFlow:
         self._folder = folder.resolve()
         self._client: Any = None
         self._run = ""
+        self._logged = 0
 
     def on_start(self, config: Config) -> None:
         """Find or make the run and log the configuration."""
@@ -165,19 +192,26 @@ class MlFlow:
         if found is None:
             files = (self._folder / "mlflow-files").as_uri()
             experiment = self._client.create_experiment(self._EXPERIMENT, artifact_location=files)
-            self._run = self._client.create_run(experiment, run_name=self._folder.name).info.run_id
+        else:
+            experiment = found.experiment_id
+        # A kill may have come between any two of these steps.
+        run = next(iter(self._client.search_runs([experiment])), None)
+        if run is None:
+            run = self._client.create_run(experiment, run_name=self._folder.name)
+        self._run = run.info.run_id
+        if not run.data.params:
             # A parameter never changes, but a run that goes on may be for more rounds.
             flat = {key: value for key, value in config.to_flat().items() if key != "num-rounds"}
             parameters = [Param(key, str(value)) for key, value in flat.items()]
             self._client.log_batch(self._run, params=parameters)
-        else:
-            (run,) = self._client.search_runs([found.experiment_id])
-            self._run = run.info.run_id
-            self._client.update_run(self._run, status="RUNNING")
+        self._client.update_run(self._run, status="RUNNING")
+        history = self._client.get_metric_history(self._run, "uplink-bytes")
+        self._logged = max((metric.step for metric in history), default=0)
 
     def on_round(self, line: Line) -> None:
-        """One metric for each number."""
-        self._metrics(line, int(line["round"]), "")
+        """One metric for each number; rounds done again from a checkpoint are there already."""
+        if line["round"] > self._logged:
+            self._metrics(line, int(line["round"]), "")
 
     def on_end(self, summary: Line) -> None:
         """The summary's numbers, its status and its fingerprint."""
@@ -185,6 +219,12 @@ class MlFlow:
         for name in ("status", "engine", "model-sha256"):
             self._client.set_tag(self._run, name, str(summary.get(name)))
         self._client.set_terminated(self._run, self._STATUS.get(summary["status"], "FAILED"))
+
+    def on_error(self, error: BaseException) -> None:
+        """Its text, and that the run failed."""
+        self._client.set_tag(self._run, "error", f"{type(error).__name__}: {error}")
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self._client.set_terminated(self._run, "KILLED" if interrupted else "FAILED")
 
     def _metrics(self, values: Mapping[str, Any], step: int, prefix: str) -> None:
         from mlflow.entities import Metric

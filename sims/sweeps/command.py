@@ -14,7 +14,9 @@ def sweep_command(
     file: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The sweep's folder; what ended there is not run again. runs/NAME."),
+        typer.Option(
+            help="The sweep's folder; what completed or diverged there is not run again. runs/NAME."
+        ),
     ] = None,
     workers: Annotated[
         int | None,

@@ -5,6 +5,7 @@ import pytest
 from fedef.errors import ConfigError
 from sims.bench import GROUPS, run_benchmarks
 from sims.bench_scale import clients_not_asked, server_rounds, tiny_clients
+from sims.bench_table import WARM_UP, Row, compare
 
 
 def test_each_compares_what_it_says():
@@ -14,11 +15,26 @@ def test_each_compares_what_it_says():
         *server_rounds(turns=1, participants=(2, 4)),
     ]
     assert [row.asked for row in rows] == [1 / 8, 1.0, 1.1, 1.0, 1.1, 1.1]
-    assert all(row.ratio > 0 for row in rows)
+    for row in rows:
+        ours, beside = (float(shown.split()[0]) for shown in (row.ours, row.beside))
+        assert min(ours, beside) > 0
+        if "the server's round" not in row.what or "memory" in row.what:  # medians of one turn
+            rounding = 0.006 / ours + 0.006 / beside  # of what is shown
+            assert row.ratio == pytest.approx(ours / beside, rel=rounding)
     assert "gradients of 12 clients with 3 rows together / one by one, d=650" in rows[0].what
     assert "100 of 400 clients / of 200, d=7850" in rows[2].what
     assert "of 400 clients with a state" in rows[3].what
     assert "4 participants / 2 with 2" in rows[4].what
+
+
+def test_a_row_is_of_the_medians_and_of_the_median_ratio(monkeypatch):
+    """Turns of (8, 2), (1, 1) and (3, 6) seconds, after a warm-up that does not count."""
+    seconds = [9.0] * (2 * WARM_UP) + [8.0, 2.0, 1.0, 1.0, 3.0, 6.0]
+    monkeypatch.setattr("sims.bench_table._seconds", lambda call: seconds.pop(0))
+    found = compare(lambda: None, lambda: None, turns=3)
+    assert found == (3.0, 2.0, 1.0)
+    row = Row.of_seconds("a / b", found, asked=1.2)
+    assert (row.what, row.ours, row.beside, row.ratio) == ("a / b", "3000.00 ms", "2000.00 ms", 1.0)
 
 
 def test_the_memory_of_the_servers_round_grows_no_faster_than_its_participants():

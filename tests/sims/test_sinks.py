@@ -11,7 +11,7 @@ from fedef.errors import ConfigError
 from sims import sinks
 from sims.cli import app
 from sims.inline_run import resume_inline, run_inline
-from sims.sinks import Sinks, open_sinks
+from sims.sinks import MlFlow, Sinks, open_sinks
 
 RUN = {"problem": "logistic", "data": "synthetic", "num-clients": 4, "partitioner": "iid"}
 
@@ -48,12 +48,23 @@ def test_sinks_start_with_the_first_round_and_are_told_in_order():
         def on_end(self, summary):
             heard.append(("end", summary["status"]))
 
+        def on_error(self, error):
+            heard.append(("error", str(error)))
+
     told = Sinks(config(seed=3), [Heard()])
     assert heard == []
     told.on_round({"round": 1})
     told.on_round({"round": 2})
     told.on_end({"status": "completed"})
     assert heard == [("start", 3), ("round", 1), ("round", 2), ("end", "completed")]
+    heard.clear()
+    with pytest.raises(ConfigError), Sinks(config(), [Heard()]):
+        raise ConfigError("before the run began")
+    assert heard == []
+    with pytest.raises(ConfigError), Sinks(config(), [Heard()]) as told:
+        told.on_round({"round": 1})
+        raise ConfigError("no more")
+    assert heard == [("start", 0), ("round", 1), ("error", "no more")]
 
 
 def test_tensorboard_reads_the_same_numbers(tmp_path):
@@ -107,6 +118,41 @@ def test_mlflow_reads_the_same_numbers_of_a_run_that_went_on(tmp_path):
     assert run.data.tags["model-sha256"] == summary["model-sha256"]
     assert run.data.params["num-clients"] == "4"
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "completed")
+
+
+@pytest.mark.slow
+def test_mlflow_goes_on_after_a_kill_at_any_step(tmp_path, monkeypatch):
+    """Made by half, broken off by an error, and resumed behind its last round."""
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    line = {"round": 1, "uplink-bytes": 10}
+    for step in ("create_run", "log_batch"):
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                Sinks(config(), [MlFlow(tmp_path)]).on_round(line)
+    with pytest.raises(ConfigError), Sinks(config(), [MlFlow(tmp_path)]) as told:
+        for number in (1, 2, 3):
+            told.on_round({**line, "round": number})
+        raise ConfigError("no client is left")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+    def only():
+        (run,) = client.search_runs([client.get_experiment_by_name("fedef").experiment_id])
+        return run
+
+    assert (only().info.status, only().data.params["num-clients"]) == ("FAILED", "4")
+    assert only().data.tags["error"] == "ConfigError: no client is left"
+    told = Sinks(config(), [MlFlow(tmp_path)])
+    for number in (2, 3, 4):
+        told.on_round({**line, "round": number})
+    assert only().info.status == "RUNNING"
+    history = client.get_metric_history(only().info.run_id, "uplink-bytes")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
 def test_a_sink_without_its_package_is_one_line_before_anything_is_written(tmp_path, monkeypatch):

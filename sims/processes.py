@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 30.0
 def temporary_home() -> Iterator[Path]:
     """A temporary home; at the end its processes are stopped and it is removed, come what may."""
     base = tempfile.gettempdir()
-    if len(base) > 30:  # Ray puts sockets below it, whose paths may have 107 characters
+    if len(base) > 24:  # Ray puts sockets below it, whose paths may have 107 characters
         base = "/tmp"  # noqa: S108 # nosec B108
     home = Path(tempfile.mkdtemp(prefix="fedef-", dir=base))
     try:

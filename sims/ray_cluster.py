@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from fedef.errors import ConfigError, FedefError
+from sims.processes import HOME_VARIABLE, temporary_home
 
 ANSWER_SECONDS = 10.0
 _CLOSE = 1e-6
 _TUNED = {
     "worker_niceness": 0,  # with Ray's 15, any other work on the machine holds up a round
     "max_direct_call_object_size": 2**20,  # replies come with the call's answer: 1 ms less a round
+}
+_FOR_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # GPUs stay visible to work that reserves none
 }
 
 
@@ -83,7 +89,9 @@ def cluster(address: str, resources: Resources, workers: int | None) -> Iterator
         with _joined(address):
             yield _fitting(resources, workers)
     else:
-        with _own(resources, workers):
+        cores = len(os.sched_getaffinity(0))
+        room = max(cores, round((workers or 0) * resources.num_cpus + 0.5))
+        with own_ray(room, _system_config=_TUNED):
             yield _fitting(resources, workers)
 
 
@@ -108,36 +116,67 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own(resources: Resources, workers: int | None) -> Iterator[None]:
-    """A cluster in this machine, its files in a folder that is removed with it."""
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it
-    # Ray puts sockets below the folder, whose paths may have 107 characters: not below TMPDIR.
-    with tempfile.TemporaryDirectory(
-        prefix="fedef-ray-",
-        dir="/tmp",  # nosec B108
-        ignore_cleanup_errors=True,
-    ) as folder:
+def own_ray(num_cpus: int, **options: Any) -> Iterator[None]:
+    """A Ray of our own, on the loopback: Ray asks nobody for a password.
+
+    Its files are below a temporary home, which goes with it, after SIGTERM too. `options` are
+    further ones of ``ray.init``.
+
+    Raises
+    ------
+    FedefError
+        If Ray does not start.
+    """
+    with temporary_home() as home, _environment(_FOR_RAY | {HOME_VARIABLE: str(home)}):
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(cores, round((workers or 0) * resources.num_cpus + 0.5)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=folder,
-                _system_config=_TUNED,
-            )
-        except Exception as error:  # Ray raises the bare class, too
-            raise FedefError(
-                f"Ray did not start ({str(error).strip().partition(chr(10))[0]}); try again, or "
-                "use --engine inline, which gives the same result"
-            ) from None
-        try:
+            try:
+                with _loopback():
+                    ray.init(
+                        address="local",
+                        num_cpus=num_cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _temp_dir=str(home / "ray"),
+                        **options,
+                    )
+            except Exception as error:  # Ray raises the bare class, too
+                raise FedefError(
+                    f"Ray did not start ({str(error).strip().partition(chr(10))[0]}); try again, "
+                    "or use --engine inline, which gives the same result"
+                ) from None
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have Ray start on the loopback, as it does on systems where it knows no clusters.
+
+    ``ray.init(_node_ip_address="127.0.0.1")`` does not: it takes an address of the network instead.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _fitting(resources: Resources, workers: int | None) -> int:

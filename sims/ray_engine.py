@@ -1,8 +1,8 @@
 """The Ray engine: actors that each own a shard of the clients and their state.
 
-In a round the model goes into the object store once, every actor gets the list of its clients
-that are asked, and returns their encoded replies at once. States never travel in a round: they go
-to the driver for a checkpoint, and back from it to a worker that takes a dead one's place.
+In a round every actor gets the model, a large one by way of the object store, and the list of its
+clients that are asked, and returns their encoded replies at once. States never travel in a round:
+they go to the driver for a checkpoint, and back from it to a worker that takes a dead one's place.
 
 A lost worker. All that a client does follows from its state, its tasks and the seed. So a new
 worker starts from the shard's states in the last checkpoint (or from the start of the run) and
@@ -17,7 +17,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapreplace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,12 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
     RayError,
     RayTaskError,
+    WorkerCrashedError,
 )
 
 from fedef.checkpoint import Checkpoint
@@ -44,6 +48,17 @@ PLACEMENT_SECONDS = 300.0
 MAX_LOSSES = 3
 """Times that one shard's worker may be lost within one round; then the run stops."""
 
+WITH_THE_CALL_BYTES = 2**20
+"""Of a round's models for all workers: up to it they go with the calls, 2 ms faster than by way of
+the object store, which holds one copy for all."""
+_GONE = (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,  # a large reply lies on the worker's node, and goes with it
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
 _log = logging.getLogger("fedef")
 
 
@@ -77,15 +92,23 @@ class _Order:
     """The tasks of one round: what they share, once, and what each worker gets."""
 
     model: Any
-    """Reference into the object store."""
+    """Bytes, or a reference into the object store."""
     buffers: Any
-    """Likewise; empty bytes where there are none."""
+    """Likewise."""
     asks: Mapping[int, Sequence[Ask]]
     """By worker."""
 
     def give(self, worker: int, method: Any) -> Any:
         """Call a worker's method for this round; return the reference to its result."""
         return method.remote(self.asks[worker], self.model, self.buffers)
+
+    def stored(self) -> _Order:
+        """The same with what is shared in the object store."""
+        return replace(self, model=_put(self.model), buffers=_put(self.buffers))
+
+
+def _put(shared: Any) -> Any:
+    return ray.put(shared) if isinstance(shared, bytes) and shared else shared
 
 
 class _Lost(Exception):  # noqa: N818 - names a condition
@@ -127,6 +150,7 @@ class RayEngine:
         """
         order = self._order(self.server.begin_round())
         running = {order.give(w, self._actors[w].work): w for w in order.asks}
+        order = order.stored()  # for a repetition, while the workers compute
         while running:
             (done,), _ = ray.wait(list(running))
             worker = running.pop(done)
@@ -171,7 +195,9 @@ class RayEngine:
         for task in tasks:
             asks[self._shard_of[task.client]].append(ask_of(task))
         model, buffers = (tasks[0].model, tasks[0].buffers) if tasks else (b"", b"")
-        return _Order(ray.put(model), ray.put(buffers) if buffers else b"", asks)
+        order = _Order(model, buffers, asks)
+        small = (len(model) + len(buffers)) * len(asks) <= WITH_THE_CALL_BYTES
+        return order if small else order.stored()
 
     def _states_of(self, worker: int) -> dict[int, Arrays]:
         while True:
@@ -243,7 +269,7 @@ class RayEngine:
         Raises
         ------
         _Lost
-            If the worker's process is gone.
+            If the worker's process is gone, or what it answered.
         FedefError
             If the work itself failed.
         """
@@ -258,7 +284,7 @@ class RayEngine:
                     "fewer clients or a smaller problem"
                 ) from None
             raise
-        except (ActorDiedError, ActorUnavailableError) as error:
+        except _GONE as error:
             raise _Lost(_last_line(error)) from None
         except RayError as error:
             raise FedefError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fedef.errors import ConfigError
-from sims.processes import HOME_VARIABLE, temporary_home
 from sims.sweeps.plan import Value
 
 Work = Callable[[Mapping[str, Value], Path], None]
@@ -59,40 +57,10 @@ def _ray(workers: int) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    # The value 0 leaves a machine's GPUs visible to tasks that ask Ray for none.
-    with (
-        temporary_home() as home,
-        _environment({HOME_VARIABLE: str(home), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}),
-    ):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(home / "ray"),
-            )
-            yield
-        finally:
-            ray.shutdown()
+    from sims.ray_cluster import own_ray
 
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
+    with own_ray(workers, object_store_memory=_OBJECT_STORE_BYTES):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _on_ray(work: Work, workers: int, stack: ExitStack) -> Pool:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import ray
 
+import sims.processes
 import sims.ray_engine
 from fedef.config import Config
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from sims.engine import InlineEngine
 from sims.inline_run import resume_inline, run_inline
-from sims.processes import HOME_VARIABLE, processes_of
+from sims.processes import processes_of
 from sims.ray_engine import RaySettings
 from sims.run_loop import resume_run, start_run
 
@@ -235,8 +236,9 @@ def test_more_workers_than_fit_are_refused():
         pass
 
 
-def test_ctrl_c_ends_a_run_with_its_cluster_after_the_round(tmp_path):
+def test_ctrl_c_ends_a_run_with_its_cluster_after_the_round(tmp_path, monkeypatch):
     """On the command line, with a cluster of its own; nothing of it stays behind."""
+    monkeypatch.setattr(sims.processes, "HOME_VARIABLE", "FEDEF_TEST_HOME")  # Ray has its own
     options = ["run", "--engine", "ray", "--workers", "2", "--out", str(tmp_path / "run")]
     settings = [f"{key}={value}" for key, value in {**SETTINGS, "num-rounds": 10**6}.items()]
     process = subprocess.Popen(
@@ -244,7 +246,7 @@ def test_ctrl_c_ends_a_run_with_its_cluster_after_the_round(tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, HOME_VARIABLE: str(tmp_path)},
+        env={**os.environ, "FEDEF_TEST_HOME": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     rounds = tmp_path / "run" / "rounds.jsonl"

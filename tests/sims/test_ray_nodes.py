@@ -1,5 +1,9 @@
 """The Ray engine on a cluster of two nodes, one of which goes away."""
 
+import os
+from pathlib import Path
+
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -8,6 +12,8 @@ from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from sims.engine import InlineEngine
+from sims.processes import HOME_VARIABLE, processes_of
+from sims.ray_cluster import Resources, cluster
 from sims.ray_engine import RaySettings
 
 pytestmark = pytest.mark.slow
@@ -56,3 +62,20 @@ def test_an_address_without_a_cluster_is_an_error(address):
         RaySettings(address=address).open(Experiment.build(CONFIG), None),
     ):
         pass
+
+
+def test_a_ray_of_our_own_listens_on_the_loopback_alone_and_leaves_nothing():
+    """Ray asks nobody for a password: whoever reaches a port of it can run code."""
+    with cluster("", Resources(), 1):
+        home = Path(os.environ[HOME_VARIABLE])
+        processes = processes_of(home) | {os.getpid()}
+        listening = {
+            connection.laddr.ip
+            for process in processes
+            for connection in psutil.Process(process).net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert len(processes) > 3
+        assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    assert not home.exists()
+    assert not processes_of(home)

@@ -1,18 +1,29 @@
 """The Ray engine's parts without Ray: who owns whom, options, a shard that comes back."""
 
+from collections import Counter
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    ObjectReconstructionFailedError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    WorkerCrashedError,
+)
 
+import sims.ray_engine
 from fedef.config import Config
-from fedef.errors import ConfigError
+from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.messages import Task
 from sims.engine import InlineEngine
 from sims.engines import opener
 from sims.ray_cluster import Resources
-from sims.ray_engine import shards
+from sims.ray_engine import MAX_LOSSES, RayEngine, RaySettings, shards
 from sims.ray_worker import Worker, ask_of, task_from
 
 CONFIG = Config.from_flat(
@@ -118,3 +129,41 @@ def test_wrong_resources_are_named(text):
 def test_wrong_options_say_what_is_allowed(options, text):
     with pytest.raises(ConfigError, match=text):
         opener(**options)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("killed by the memory monitor"),
+        NodeDiedError("gone"),
+        WorkerCrashedError(),
+        ObjectLostError("ab" * 28, "", ""),
+        OwnerDiedError("ab" * 28, "", ""),
+        ObjectReconstructionFailedError("ab" * 28, None, "", ""),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_takes_a_worker_or_its_answer_away_is_a_lost_worker(monkeypatch, error):
+    """It is replaced as often as is allowed, then the run stops, and says with what to go on."""
+    engine = object.__new__(RayEngine)
+    engine.server = Experiment.build(CONFIG).server()
+    engine._settings, engine._losses, engine._orders = RaySettings(), Counter(), []
+    engine._checkpoint, engine._actors = None, {0: FakeActor()}
+    replaced = []
+    monkeypatch.setattr(sims.ray_engine.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(engine, "_start", lambda workers, states: replaced.append(workers))
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(sims.ray_engine.ray, "get", fail)
+    with pytest.raises(FedefError, match="worker 0 was lost in round 1.*--resume"):
+        dict(engine.client_arrays())
+    assert replaced == [[0]] * MAX_LOSSES
+
+
+class FakeActor:
+    """Answers with a reference that nothing is behind."""
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda: None)

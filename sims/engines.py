@@ -59,10 +59,14 @@ def start(
 
 
 def local_workers(engine: str, options: Mapping[str, Any]) -> int:
-    """Processes of the engine on this machine; 0: none, or on a cluster that says nothing here."""
+    """The most processes of the engine on this machine; 0: none, or on a cluster elsewhere."""
     if engine != "ray" or options.get("ray_address"):
         return 0
-    return options.get("workers") or len(os.sched_getaffinity(0))
+    from sims.ray_cluster import Resources
+
+    cores = len(os.sched_getaffinity(0))
+    room = Resources.parse(options.get("client_resources", "")).workers_on(cores)
+    return options.get("workers") or min(cores, room)
 
 
 def opener(

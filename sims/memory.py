@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.participation import round_half_up
@@ -16,6 +18,8 @@ OBJECTS_BYTES = 2500
 """Of Python's objects around a client's arrays: session, state, pending update, server's record."""
 CHECKPOINT_COPIES = 3
 """Of the states, while a checkpoint is written: packed, as a file's bytes, with their checksum."""
+WORKER_BYTES = 260_000_000
+"""Measured: of a Ray worker with its libraries, before it builds an experiment."""
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (
@@ -48,11 +52,13 @@ class Forecast:
     """Measured: what this process holds before the run, data and libraries."""
     workers: int
     """Processes that each build the data and the model again; 0: none but this one."""
+    worker_bytes: int
+    """Of libraries and data in each of them."""
 
     @property
     def needed_bytes(self) -> int:
         """What is to come."""
-        again = self.workers * (self.held_bytes + self.model_bytes)
+        again = self.workers * (self.worker_bytes + self.model_bytes)
         parts = (self.state_bytes, self.round_bytes, self.model_bytes, self.checkpoint_bytes)
         return sum(parts) + again
 
@@ -66,11 +72,34 @@ class Forecast:
             "checkpoint is written"
         )
         if self.workers:
-            text += f", and data, libraries and model again in each of {self.workers} workers"
+            each = self.worker_bytes + self.model_bytes
+            text += (
+                f", and data, libraries and model again in each of {self.workers} workers, "
+                f"{spelled(each)} each"
+            )
         return f"{text}; {spelled(self.needed_bytes)} in all"
 
 
-def forecast(experiment: Experiment, *, workers: int = 0, checkpoints: bool = True) -> Forecast:
+def build_measured(config: Config) -> tuple[Experiment, int]:
+    """Build the experiment; return it with the bytes of a worker that will build it, too.
+
+    They are those of a worker's libraries and what building adds. In a process that has loaded
+    torch before, a notebook say, that would be too little: then all that the process holds.
+    """
+    first, before = "torch" not in sys.modules, held_bytes()
+    experiment = Experiment.build(config)
+    held = held_bytes()
+    return experiment, WORKER_BYTES + max(0, held - before) if first else held
+
+
+def held_bytes() -> int:
+    """What this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def forecast(
+    experiment: Experiment, *, workers: int = 0, worker_bytes: int = 0, checkpoints: bool = True
+) -> Forecast:
     """What a run of the experiment will hold.
 
     A client asked j times holds at most min(j k entries, the dense vector), which is concave in j:
@@ -81,7 +110,9 @@ def forecast(experiment: Experiment, *, workers: int = 0, checkpoints: bool = Tr
     experiment
         Already built in this process, data and all.
     workers
-        Ray's, on this machine.
+        Ray's, on this machine; no more than there are clients are started.
+    worker_bytes
+        Of each, see `build_measured`.
     checkpoints
         Whether any is written.
     """
@@ -107,8 +138,9 @@ def forecast(experiment: Experiment, *, workers: int = 0, checkpoints: bool = Tr
         round_bytes=round(asked * (4 * update + OBJECTS_BYTES)) + 2 * together,
         model_bytes=d * (6 * 8 + 4 * item),
         checkpoint_bytes=round(CHECKPOINT_COPIES * states) if checkpoints else 0,
-        held_bytes=psutil.Process().memory_info().rss,
-        workers=workers,
+        held_bytes=held_bytes(),
+        workers=min(workers, n),
+        worker_bytes=worker_bytes,
     )
 
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from sims.processes import HOME_VARIABLE, temporary_home
 
 ANSWER_SECONDS = 10.0
 _CLOSE = 1e-6
+_PLENTY = 10**6
 _TUNED = {
     "worker_niceness": 0,  # with Ray's 15, any other work on the machine holds up a round
     "max_direct_call_object_size": 2**20,  # replies come with the call's answer: 1 ms less a round
@@ -59,6 +61,10 @@ class Resources:
                 )
             values[name] = amount
         return cls(**values)
+
+    def workers_on(self, cpus: float, gpus: float = inf) -> int:
+        """How many workers have room there."""
+        return min(_times(cpus, self.num_cpus), _times(gpus, self.num_gpus))
 
 
 @contextmanager
@@ -182,13 +188,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 def _fitting(resources: Resources, workers: int | None) -> int:
     """The number of workers, all of which the cluster's nodes can hold at once."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's own
-    room = sum(
-        min(
-            _times(has.get("CPU", 0.0), resources.num_cpus),
-            _times(has.get("GPU", 0.0), resources.num_gpus),
-        )
-        for has in nodes
-    )
+    room = sum(resources.workers_on(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in nodes)
     wanted = workers or min(room, max(1, int(sum(has.get("CPU", 0.0) for has in nodes))))
     if not 1 <= wanted <= room:
         raise ConfigError(
@@ -200,4 +200,4 @@ def _fitting(resources: Resources, workers: int | None) -> int:
 
 
 def _times(has: float, needed: float) -> int:
-    return int(has / needed + _CLOSE) if needed else 10**6
+    return int(min(has / needed, _PLENTY) + _CLOSE) if needed else _PLENTY

@@ -18,7 +18,7 @@ from fedef.server_session import Diverged
 from fedef.threads import single_threaded
 from sims.checkpoint import save_checkpoint
 from sims.engine import Engine
-from sims.memory import Forecast, available_bytes, forecast, require_memory
+from sims.memory import Forecast, available_bytes, build_measured, forecast, require_memory
 
 OnRound = Callable[[Line], None]
 OnForecast = Callable[[Forecast], None]
@@ -69,8 +69,7 @@ def start_run(
         If the configuration or the folder cannot be used, or the run does not fit into memory.
     """
     with single_threaded():
-        experiment = Experiment.build(config)
-        _foresee(experiment, on_forecast, workers=workers, checkpoints=keep_state)
+        experiment = _foreseen(config, on_forecast, workers=workers, checkpoints=keep_state)
         folder = RunFolder.create(out, config, engine=name)
         with open_engine(experiment, None) as engine:
             return _run(
@@ -109,8 +108,7 @@ def resume_run(
     with single_threaded():
         config = longer(config, num_rounds or config.num_rounds)
         folder.require_checkpoint()
-        experiment = Experiment.build(config)
-        _foresee(experiment, on_forecast, workers=workers, checkpoints=True)
+        experiment = _foreseen(config, on_forecast, workers=workers, checkpoints=True)
         with open_engine(experiment, folder.checkpoint_path) as engine:
             cut_back(folder, config, engine.server.round)
             return _run(engine, folder, name, on_round=on_round, checkpoint_every=checkpoint_every)
@@ -146,12 +144,15 @@ def _run(
         return recorder.finish(engine.server, status=status, keep_model=keep_state)
 
 
-def _foresee(
-    experiment: Experiment, on_forecast: OnForecast, *, workers: int, checkpoints: bool
-) -> None:
-    foreseen = forecast(experiment, workers=workers, checkpoints=checkpoints)
-    on_forecast(foreseen)
-    require_memory(foreseen, available_bytes())
+def _foreseen(
+    config: Config, on_forecast: OnForecast, *, workers: int, checkpoints: bool
+) -> Experiment:
+    """Build the experiment, unless a run of it would not fit."""
+    experiment, worker_bytes = build_measured(config)
+    told = forecast(experiment, workers=workers, worker_bytes=worker_bytes, checkpoints=checkpoints)
+    on_forecast(told)
+    require_memory(told, available_bytes())
+    return experiment
 
 
 def _save(folder: RunFolder, engine: Engine) -> None:

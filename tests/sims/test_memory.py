@@ -1,6 +1,7 @@
 """The forecast of a run's memory: its formulas, against what a run really holds, and a refusal."""
 
 import gc
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -9,10 +10,17 @@ import pytest
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
-from sims import memory, run_loop
+from sims import engines, memory, run_loop
 from sims.engine import InlineEngine
 from sims.inline_run import run_inline
-from sims.memory import OBJECTS_BYTES, available_bytes, forecast, require_memory, spelled
+from sims.memory import (
+    OBJECTS_BYTES,
+    WORKER_BYTES,
+    available_bytes,
+    forecast,
+    require_memory,
+    spelled,
+)
 
 
 def build(**settings) -> Experiment:
@@ -45,10 +53,42 @@ def test_the_parts_of_a_small_run_by_hand():
 
 
 def test_workers_hold_the_data_again():
-    told = forecast(build())
-    again = replace(told, workers=3)
-    assert again.needed_bytes - told.needed_bytes == 3 * (told.held_bytes + told.model_bytes)
-    assert "again in each of 3 workers" in str(again)
+    told = forecast(build(), workers=3, worker_bytes=10**9)
+    alone = replace(told, workers=0)
+    assert told.needed_bytes - alone.needed_bytes == 3 * (10**9 + told.model_bytes)
+    assert "again in each of 3 workers, 1 GB each" in str(told)
+
+
+def test_workers_without_clients_are_not_started():
+    assert forecast(build(num_clients=2, participation=1.0), workers=64).workers == 2
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_worker_holds_its_libraries_and_what_building_adds(monkeypatch, loaded):
+    """Where torch was there before the build, its growth is not the worker's."""
+    sizes = iter([300, 300 + 70])
+    monkeypatch.setattr(memory, "held_bytes", lambda: next(sizes))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "torch", memory)
+    monkeypatch.setattr(memory.Experiment, "build", lambda config: config)
+    assert memory.build_measured("built") == ("built", 370 if loaded else WORKER_BYTES + 70)
+
+
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        ({}, 4),
+        ({"client_resources": "num_cpus=2"}, 2),
+        ({"client_resources": "num_cpus=0.5"}, 4),
+        ({"workers": 9}, 9),
+        ({"ray_address": "auto"}, 0),
+    ],
+)
+def test_the_workers_of_this_machine_are_those_that_have_room(monkeypatch, options, workers):
+    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda _: range(4))
+    assert engines.local_workers("ray", options) == workers
+    assert engines.local_workers("inline", options) == 0
 
 
 @pytest.mark.parametrize("method", ["norm-ef21", "norm-ef21-sgdm"])

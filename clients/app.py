@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from threadpoolctl import ThreadpoolController
 
 from clients.records import content_of, task_from
 from clients.store import store_of
@@ -12,7 +13,6 @@ from fedef import ensure_ours
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
-from fedef.threads import single_threaded
 
 ensure_ours()
 
@@ -31,9 +31,14 @@ def _partition_id(context: Context, num_clients: int) -> int:
 
 
 @lru_cache(maxsize=2)
-def built(build: Build, config: Config) -> Experiment:
-    """Return the experiment, built once in a process for all the clients that it plays."""
-    return build(config)
+def built(build: Build, config: Config) -> tuple[Experiment, ThreadpoolController]:
+    """Return the experiment, built once in a process for all the clients that it plays.
+
+    With it come the libraries of linear algebra that it loaded: looking for them costs more than
+    a small model's gradient.
+    """
+    experiment = build(config)
+    return experiment, ThreadpoolController()
 
 
 def make_app(build: Build = Experiment.build) -> ClientApp:
@@ -45,12 +50,12 @@ def make_app(build: Build = Experiment.build) -> ClientApp:
     """
     app = ClientApp()
 
-    def experiment_of(context: Context) -> Experiment:
+    def experiment_of(context: Context) -> tuple[Experiment, ThreadpoolController]:
         return built(build, Config.from_run_config(context.run_config))
 
     @app.query("partition")
     def partition(message: Message, context: Context) -> Message:
-        experiment = experiment_of(context)
+        experiment, _ = experiment_of(context)
         client = _partition_id(context, experiment.num_clients)
         examples = experiment.problem.num_examples[client]
         facts = ConfigRecord({"client": client, "examples": examples})
@@ -58,11 +63,11 @@ def make_app(build: Build = Experiment.build) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        experiment = experiment_of(context)
+        experiment, libraries = experiment_of(context)
         client = _partition_id(context, experiment.num_clients)
         task = task_from(message.content)
         store = store_of(context, token=task.token, client=client)
-        with single_threaded():
+        with libraries.limit(limits=1):
             session = experiment.client(client, state=store.load())
             reply = session.handle(task)
         answer = Message(content_of(reply), reply_to=message)

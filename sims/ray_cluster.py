@@ -149,7 +149,7 @@ def own_ray(num_cpus: int, **options: Any) -> Iterator[None]:
             except Exception as error:  # Ray raises the bare class, too
                 raise FedefError(
                     f"Ray did not start ({str(error).strip().partition(chr(10))[0]}); try again, "
-                    "or use --engine inline, which gives the same result"
+                    "or do without: --engine inline, sweep --workers 0; the result is the same"
                 ) from None
             yield
         finally:

@@ -11,6 +11,7 @@ from fedef.config import Config
 from fedef.errors import FedefError
 from sims.credentials import Credentials
 from sims.deployment import Deployment, deployed_run
+from sims.flower_compat import GRPC
 from sims.flower_engine import free_port, write_app
 from sims.flower_run import run_flower
 from sims.inline_run import run_inline
@@ -46,6 +47,14 @@ def ended(process, seconds=120.0):
     return process.poll()
 
 
+REASONS = {
+    "unknown": "Failed to activate SuperNode",
+    "plaintext": "failed to connect to all addresses",
+    "foreign": "CERTIFICATE_VERIFY_FAILED",
+}
+"""What Flower 1.39 says, over gRPC."""
+
+
 @pytest.mark.slow
 def test_strangers_are_refused(tmp_path):
     """No authorised key, no TLS, another authority's certificate: the SuperLink meets one node."""
@@ -72,6 +81,7 @@ def test_strangers_are_refused(tmp_path):
             status, said = ended(process), (tmp_path / name).read_text()
             assert status not in (0, None), f"{name}: {said}"
             assert "Activated" not in said
+            assert not GRPC or REASONS[name] in said
         assert known.poll() is None
         listed = (tmp_path / "listed").open("w+b")
         command = ["flwr", "supernode", "list", federation.connection, "--format", "json"]

@@ -42,6 +42,7 @@ def test_a_server_that_is_away_for_a_while_is_found_again():
             socket.create_connection(("127.0.0.1", proxy.port)) as client,
         ):
             client.settimeout(20)
+            listener.settimeout(20)
             near, _ = listener.accept()
             with near:
                 near.sendall(b"x")

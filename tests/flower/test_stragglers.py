@@ -253,6 +253,23 @@ def test_a_newcomer_that_talks_nonsense_stops_nobody(tmp_path, facts):
     assert session.x.tobytes() == inline()
 
 
+def test_a_newcomer_in_the_place_of_one_that_is_gone_cannot_overflow_its_weight(tmp_path):
+    strangers = []
+
+    def lie(message, partition):
+        if message.metadata.src_node_id in strangers and "partition" in message.content:
+            message.content["partition"] = ConfigRecord({"client": 3, "examples": "9" * 400})
+        return message
+
+    def replaced(grid, round):
+        if round == 3:
+            grid.offline = {grid.node_of(3)}
+            strangers.append(grid.add_node(1))
+
+    session, _ = start(tmp_path, tamper=lie, before_round=replaced)
+    assert session.x.tobytes() == inline({(3, round) for round in range(3, 9)})
+
+
 def test_the_keys_say_what_they_allow():
     with pytest.raises(ConfigError, match="on-few-replies.*'go-on' or 'stop'"):
         Service.from_run_config({"on-few-replies": "panic"})

@@ -7,8 +7,8 @@ they go to the driver for a checkpoint, and back from it to a worker that takes 
 A lost worker. All that a client does follows from its state, its tasks and the seed. So a new
 worker starts from the shard's states in the last checkpoint (or from the start of the run) and
 does the rounds since then again, from the tasks that the driver kept. It ends in the same bits,
-and then does the round in which the old one died. The driver keeps the models of these rounds in
-the object store, which moves to disk what does not fit.
+and then does the round in which the old one died. The driver keeps the models of these rounds: a
+few itself, many in the object store, which moves to disk what does not fit.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ MAX_LOSSES = 3
 WITH_THE_CALL_BYTES = 2**20
 """Of a round's models for all workers: up to it they go with the calls, 2 ms faster than by way of
 the object store, which holds one copy for all."""
+HELD_BYTES = 2**26
+"""Of the models of past rounds that are held for a repetition, before the object store has them."""
 _GONE = (
     ActorDiedError,
     ActorUnavailableError,
@@ -102,6 +104,11 @@ class _Order:
         """Call a worker's method for this round; return the reference to its result."""
         return method.remote(self.asks[worker], self.model, self.buffers)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Of what is held here, not in the object store."""
+        return sum(len(part) for part in (self.model, self.buffers) if isinstance(part, bytes))
+
     def stored(self) -> _Order:
         """The same with what is shared in the object store."""
         return replace(self, model=_put(self.model), buffers=_put(self.buffers))
@@ -150,7 +157,6 @@ class RayEngine:
         """
         order = self._order(self.server.begin_round())
         running = {order.give(w, self._actors[w].work): w for w in order.asks}
-        order = order.stored()  # for a repetition, while the workers compute
         while running:
             (done,), _ = ray.wait(list(running))
             worker = running.pop(done)
@@ -162,7 +168,8 @@ class RayEngine:
                 continue
             for reply in replies:
                 self.server.receive(reply)
-        self._orders.append(order)
+        shared = len(self._orders) * order.shared_bytes
+        self._orders.append(order if shared < HELD_BYTES else order.stored())
         report = self.server.end_round()
         self._losses.clear()
         return report

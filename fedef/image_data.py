@@ -37,7 +37,7 @@ def image_data(
     seed: int,
     train_examples: int = 0,
     test_examples: int = 0,
-    columns: Columns = Columns(),  # noqa: B008 - frozen
+    columns: Columns = Columns(),  # noqa: B008 - frozen, so that calls can share it
 ) -> ClassData:
     """The set called `name`, or a part of it; a file is read once per process.
 

@@ -227,13 +227,17 @@ def _tuned(
         limit = case.max_rounds if known is None else min(case.max_rounds, int(1.5 * known) + 10)
         hits: list[int | None] = []
         for run in runs:
-            hits.append(first_hit(run, case, lambda k, x, g, step=step: step, limit))  # type: ignore[misc]
+            hits.append(first_hit(run, case, _constant(step), limit))
             if hits[-1] is None:
                 break
         reached = _median(hits)
         if reached is not None and (known is None or reached < known):
             best = (step, tuple(hits))
     return best
+
+
+def _constant(step: float) -> Choose:
+    return lambda k, x, g: step
 
 
 def _median(hits: Sequence[int | None]) -> float | None:

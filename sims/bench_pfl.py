@@ -30,12 +30,12 @@ class _Model(nn.Module):
         super().__init__()
         self.network = mlp()
 
-    def loss(self, inputs: Tensor, targets: Tensor, eval: bool = False) -> Tensor:  # noqa: A002
+    def loss(self, inputs: Tensor, targets: Tensor, eval: bool = False) -> Tensor:  # noqa: A002 - pfl's name
         self.train(not eval)
         return nn.functional.cross_entropy(self.network(inputs), targets)
 
     @torch.no_grad()
-    def metrics(self, inputs: Tensor, targets: Tensor, eval: bool = True) -> dict[str, Any]:  # noqa: A002
+    def metrics(self, inputs: Tensor, targets: Tensor, eval: bool = True) -> dict[str, Any]:  # noqa: A002 - pfl's name
         loss = self.loss(inputs, targets, eval=eval).item() * len(targets)
         return {"loss": Weighted(loss, len(targets))}
 

@@ -7,7 +7,6 @@ machine does falls on both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from statistics import median
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from fedef.threads import single_threaded
 from fedef.value_formats import FORMATS
 from sims.bench_rounds import CONTENDERS, contenders, installed
 from sims.bench_scale import clients_not_asked, server_rounds, tiny_clients
-from sims.bench_table import WARM_UP, Row, compare
+from sims.bench_table import Row, compare, compare_timed
 from sims.bench_task import CONFIG, NUM_CLIENTS, build, client_data, mlp
 from sims.engine import InlineEngine
 
@@ -91,27 +90,17 @@ def engine_overhead(*, turns: int) -> Row:
 def whole_rounds(*, turns: int) -> Iterator[Row]:
     """Rounds of engines and of other simulators on the same task, each in a process of its own.
 
+    Only the two that are compared run: an idle Flower or Ray takes a part of a core.
+
     FedAvg here is one full-batch gradient step of every client in a round, so that all compute the
     same gradients; ours also compresses, encodes, decodes and checks. Start-up counts for nobody.
     """
-    names = [name for name in CONTENDERS if installed(name)]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    with contenders(names) as processes:
-        for turn in range(turns + WARM_UP):
-            for name in names:
-                took = processes[name].seconds()
-                if turn >= WARM_UP:
-                    seconds[name].append(took)
     for ours, beside, asked in COMPARISONS:
-        if beside in seconds:
-            pairs = list(zip(seconds[ours], seconds[beside], strict=True))
-            yield Row(
-                f"a round: {CONTENDERS[ours].shown} / {CONTENDERS[beside].shown}",
-                f"{median(seconds[ours]) * 1e3:.1f} ms",
-                f"{median(seconds[beside]) * 1e3:.1f} ms",
-                median(a / b for a, b in pairs),
-                asked,
-            )
+        if installed(beside):
+            with contenders(ours, beside) as (one, other):
+                measured = compare_timed(one.seconds, other.seconds, turns=turns)
+            what = f"a round: {CONTENDERS[ours].shown} / {CONTENDERS[beside].shown}"
+            yield Row.of_seconds(what, measured, asked=asked)
 
 
 def selection_and_encoding(*, turns: int, dimension: int = 10**6, k: int = 10**4) -> Row:

@@ -34,7 +34,14 @@ def compare(
     ours: Callable[[], object], beside: Callable[[], object], *, turns: int
 ) -> tuple[float, float, float]:
     """Median seconds of one call of each, and the median of the turns' ratios."""
-    pairs = [(_seconds(ours), _seconds(beside)) for _ in range(turns + WARM_UP)][WARM_UP:]
+    return compare_timed(lambda: _seconds(ours), lambda: _seconds(beside), turns=turns)
+
+
+def compare_timed(
+    ours: Callable[[], float], beside: Callable[[], float], *, turns: int
+) -> tuple[float, float, float]:
+    """As `compare`, of calls that tell their seconds themselves."""
+    pairs = [(ours(), beside()) for _ in range(turns + WARM_UP)][WARM_UP:]
     return (
         median(pair[0] for pair in pairs),
         median(pair[1] for pair in pairs),

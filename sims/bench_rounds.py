@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from fedef.errors import FedefError
 from fedef.threads import single_threaded
 from sims.processes import HOME_VARIABLE, temporary_home
+from sims.ray_tuning import TUNED_ENVIRONMENT
 
 PATIENCE_SECONDS = 10.0
 ROUNDS_A_TURN = 5
@@ -39,13 +40,15 @@ class Entry:
     module: str
     function: str
     """What it does; imported in its own process."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the engine's own runs set besides."""
 
 
 CONTENDERS = {
     "inline": Entry("the inline engine", "sims.bench_rounds", "inline"),
     "ray": Entry("the Ray engine, 2 workers", "sims.bench_rounds", "ray_two_workers"),
     "flower-fedavg": Entry("Flower's FedAvg, simulated", "sims.bench_flower", "fedavg"),
-    "flower-fedef": Entry("the Flower engine", "sims.bench_flower", "fedef"),
+    "flower-fedef": Entry("the Flower engine", "sims.bench_flower", "fedef", TUNED_ENVIRONMENT),
     "pfl-fedavg": Entry("pfl's FedAvg", "sims.bench_pfl", "fedavg"),
 }
 
@@ -131,7 +134,7 @@ class Contender:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=_environment(home),
+                env={**_environment(home), **CONTENDERS[name].environment},
             )
 
     def seconds(self) -> float:
@@ -171,7 +174,7 @@ def contenders(*names: str) -> Iterator[list[Contender]]:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment: dict[str, str] = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)
     root = str(Path(__file__).resolve().parents[1])
     return environment | {

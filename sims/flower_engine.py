@@ -24,6 +24,7 @@ import tomli_w
 
 from fedef.errors import FedefError
 from sims.processes import HOME_VARIABLE, temporary_home
+from sims.ray_tuning import TUNED_ENVIRONMENT
 
 Value = bool | int | float | str
 
@@ -283,6 +284,7 @@ def _environment(home: Path) -> dict[str, str]:
     for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM"):
         environment[f"{library}_NUM_THREADS"] = "1"
     return environment | {
+        **TUNED_ENVIRONMENT,
         HOME_VARIABLE: str(home),
         "RAY_TMPDIR": str(home / "ray"),
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -16,14 +16,11 @@ from ray._private import ray_constants
 
 from fedef.errors import ConfigError, FedefError
 from sims.processes import HOME_VARIABLE, temporary_home
+from sims.ray_tuning import TUNED
 
 ANSWER_SECONDS = 10.0
 _CLOSE = 1e-6
 _PLENTY = 10**6
-_TUNED = {
-    "worker_niceness": 0,  # with Ray's 15, any other work on the machine holds up a round
-    "max_direct_call_object_size": 2**20,  # replies come with the call's answer: 1 ms less a round
-}
 _FOR_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # GPUs stay visible to work that reserves none
@@ -97,7 +94,7 @@ def cluster(address: str, resources: Resources, workers: int | None) -> Iterator
     else:
         cores = len(os.sched_getaffinity(0))
         room = max(cores, round((workers or 0) * resources.num_cpus + 0.5))
-        with own_ray(room, _system_config=_TUNED):
+        with own_ray(room, _system_config=TUNED):
             yield _fitting(resources, workers)
 
 

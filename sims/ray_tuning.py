@@ -1,0 +1,10 @@
+"""Settings of Ray's own processes, for the Ray that we start and the one that Flower starts."""
+
+from __future__ import annotations
+
+TUNED: dict[str, int] = {
+    "worker_niceness": 0,  # with Ray's 15, any other work on the machine holds up a round
+    "max_direct_call_object_size": 2**20,  # up to it what is passed goes with the call itself
+}
+TUNED_ENVIRONMENT = {f"RAY_{name}": str(value) for name, value in TUNED.items()}
+"""The same for a Ray that another program starts: Flower's simulation takes a quarter less time."""

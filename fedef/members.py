@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedef.errors import ConfigError
+from fedef.refusals import LOST_STATE, OFFENCES
 from fedef.state import ClientRecord, Conduct
 
 STOP, RESET, RESYNC, EVICT, HAND_BACK = (
@@ -34,9 +35,6 @@ STOP, RESET, RESYNC, EVICT, HAND_BACK = (
     "hand-back",
 )
 MIRRORED = frozenset({EVICT, HAND_BACK})
-LOST_STATE = "lost-state"
-OFFENCES = frozenset({"malformed", "alien", "norm", LOST_STATE})
-"""Refusals that an honest client on an honest transport does not earn."""
 
 _BLAMELESS = Conduct()
 

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from fedef.codec import Decoded, decode, decode_dense, encode_dense
-from fedef.compressors import Compressor, Identity
-from fedef.errors import ConfigError, CorruptPayload, FedefError, StateMismatch
-from fedef.members import (
-    EVICT,
-    HAND_BACK,
-    LOST_STATE,
-    MIRRORED,
-    RESET,
-    RESYNC,
-    STOP,
-    Members,
-    Policies,
-)
-from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
+from fedef.codec import encode_dense
+from fedef.errors import ConfigError, FedefError
+from fedef.judge import Accepted, Judge
+from fedef.members import EVICT, HAND_BACK, MIRRORED, RESET, RESYNC, Members, Policies
+from fedef.messages import Reply, Task
 from fedef.methods import Method
 from fedef.participation import participants
 from fedef.problems.base import Problem
-from fedef.randomness import stream_seed
-from fedef.state import NO_DIGEST, ClientRecord, ServerState, next_digest
+from fedef.refusals import ALIEN, DUPLICATE, LARGE_NORM, STALE
+from fedef.rounds import Round, RoundReport
+from fedef.state import NO_DIGEST, ClientRecord, ServerState
 from fedef.steppers import Moment, Step
 from fedef.updates import Update, add_weighted
 from fedef.vectors import Vector, is_finite, norm
 
-LARGEST_VALUE = 1e150
-"""Values beyond it are refused: one of them must not overflow the mean or its squared norm."""
-
+__all__ = [
+    "DEFAULT_POLICIES",
+    "Diverged",
+    "RoundReport",
+    "Rows",
+    "ServerSession",
+    "client_weights",
+    "initial_server_state",
+]
 
 Rows = Callable[[int], Vector]
 """A client's g_i by the client: (d,) in the problem's dtype, to be read only."""
@@ -43,51 +40,6 @@ DEFAULT_POLICIES = Policies()
 
 class Diverged(FedefError, ArithmeticError):  # noqa: N818 - names a condition
     """The next model would not be finite; the last finite one is kept."""
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What happened in one round."""
-
-    round: int
-    """From 1."""
-    step_size: float
-    """gamma_k, k = round - 1."""
-    estimate_norm: float
-    """||g^k||_2, the norm of the mean estimate that the step followed."""
-    asked: tuple[int, ...]
-    """Clients that got a task."""
-    accepted: tuple[int, ...]
-    """Clients whose update was applied."""
-    refusals: dict[str, int]
-    """Replies that were refused, by reason."""
-    train_loss: float | None
-    """Weighted mean of the accepted clients' losses at the model they got; None without any."""
-    uplink_bytes: int
-    """Bytes of all encoded updates and buffers that arrived, refused ones too."""
-    downlink_bytes: int
-    """Bytes of all encoded models and buffers that were sent out."""
-    bound_bytes: int
-    """The papers' uplink figure: values only, positions free."""
-    gradient_evaluations: int
-    """Gradients of single examples behind the accepted updates."""
-    independent_norm: float | None
-    """The server's estimate of ||mean g'_i||, where the method asks for it."""
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        """Clients that were asked and from which nothing was applied."""
-        return tuple(sorted(set(self.asked) - set(self.accepted)))
-
-
-@dataclass(frozen=True)
-class _Accepted:
-    update: Update
-    buffers: Vector
-    loss: float
-    digest: bytes
-    summary: Vector | None
-    evaluations: int
 
 
 class ServerSession:
@@ -128,11 +80,13 @@ class ServerSession:
         self._records = dict(self._state.records)
         self._epoch = self._state.epoch
         self._refusals = Counter(self._state.refusals or {})
-        self._tasks: dict[int, Task] = {}
-        self._accepted: dict[int, _Accepted] = {}
-        self._round_refusals: Counter[str] = Counter()
-        self._uplink_bytes = 0
-        self._open = False
+        self._judge = Judge(
+            method=method,
+            seed=seed,
+            num_buffers=self._state.buffers.size,
+            on_lost_state=policies.on_lost_state,
+        )
+        self._round = Round()
 
     @property
     def state(self) -> ServerState:
@@ -152,7 +106,7 @@ class ServerSession:
     @property
     def asked(self) -> tuple[int, ...]:
         """Clients with a task in the open round."""
-        return tuple(self._tasks)
+        return tuple(self._round.tasks)
 
     def join(self, client: int, weight: float) -> bool:
         """Give a client its weight; whether that is possible.
@@ -201,7 +155,7 @@ class ServerSession:
         ConfigError
             If a client does not exist.
         """
-        if self._open:
+        if self._round.begun:
             raise FedefError("the last round is still open; call end_round first")
         round = self._state.round + 1
         if clients is None:
@@ -211,9 +165,9 @@ class ServerSession:
         model = encode_dense(self.x, round=round)
         buffers = encode_dense(self.buffers, round=round) if self.buffers.size else b""
         present = self.members.present(clients)
-        self._tasks = {client: self._task(client, round, model, buffers) for client in present}
-        self._open = True
-        return tuple(self._tasks.values())
+        tasks = {client: self._task(client, round, model, buffers) for client in present}
+        self._round.tasks, self._round.begun = tasks, True
+        return tuple(tasks.values())
 
     def receive(self, reply: Reply) -> str | None:
         """Take one reply; return why it is refused, or None.
@@ -225,15 +179,17 @@ class ServerSession:
         StateMismatch
             If the client does not hold the state that the server's mean contains.
         """
-        self._uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
-        reason = self._judge(reply)
-        if reason is not None:
-            self.refuse(reason, reply.client if reply.client in self._tasks else None)
-        return reason
+        self._round.uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
+        verdict = self._verdict(reply)
+        if isinstance(verdict, Accepted):
+            self._round.accepted[reply.client] = verdict
+            return None
+        self.refuse(verdict, reply.client if reply.client in self._round.tasks else None)
+        return verdict
 
     def refuse(self, reason: str, client: int | None = None) -> None:
         """Count a message that is not applied; `client`: who sent it, where that is known."""
-        self._round_refusals[reason] += 1
+        self._round.refusals[reason] += 1
         if client is not None:
             self.members.refused(client, reason)
 
@@ -245,15 +201,20 @@ class ServerSession:
         Diverged
             If the new model is not finite. The round is not applied.
         """
-        if not self._open:
+        if not self._round.begun:
             raise FedefError("no round is open; call begin_round first")
-        self._refuse_large()
-        accepted = sorted(self._accepted.items())
+        if self._max_norm_factor is not None:
+            for client in self._round.too_large(self._max_norm_factor):
+                del self._round.accepted[client]
+                self.refuse(LARGE_NORM, client)
         total = self._new_total()
         g = total / self._total_weight
         step = Step(self.x, 0.0, self._state.memory)
-        independent_norm = self._independent_norm()
-        if self._method.summary is None or independent_norm is not None:
+        summary = self._method.summary
+        independent_norm = (
+            None if summary is None else self._round.independent_norm(self._weights, summary)
+        )
+        if summary is None or independent_norm is not None:
             moment = Moment(
                 self._state.round,
                 self.x,
@@ -267,24 +228,30 @@ class ServerSession:
                 f"round {self._state.round + 1}: the model is no longer finite; "
                 "try a smaller step-size or a normalized method (method=norm-ef21)"
             )
-        report = self._report(step.step_size, norm(g), independent_norm)
-        for client, reply in accepted:
+        report = self._round.report(
+            self._state.round + 1,
+            self._weights,
+            step_size=step.step_size,
+            estimate_norm=norm(g),
+            independent_norm=independent_norm,
+            value_bytes=self._method.value_format.value_bytes,
+        )
+        for client, reply in sorted(self._round.accepted.items()):
             self._records[client] = ClientRecord(report.round, reply.digest)
         total = self._settle_members(total)
-        self._refusals.update(self._round_refusals)
+        self._refusals.update(self._round.refusals)
         self._state = replace(
             self._state,
             round=report.round,
             x=step.x,
             memory=step.memory,
-            buffers=self._averaged_buffers(),
+            buffers=self._round.averaged_buffers(self._weights, self.buffers),
             total=total,
             epoch=self._epoch,
             uplink_bytes=self._state.uplink_bytes + report.uplink_bytes,
             downlink_bytes=self._state.downlink_bytes + report.downlink_bytes,
         )
-        self._tasks, self._accepted, self._round_refusals = {}, {}, Counter()
-        self._uplink_bytes, self._open = 0, False
+        self._round = Round()
         return report
 
     def _task(self, client: int, round: int, model: bytes, buffers: bytes) -> Task:
@@ -314,16 +281,6 @@ class ServerSession:
         policy = self.members.policies.on_lost_state
         return policy == RESYNC and self._state.epoch > 0 and version == 0
 
-    def _refuse_large(self) -> None:
-        """Refuse updates whose norm is beyond a factor of the median of the round's."""
-        if self._max_norm_factor is None or len(self._accepted) < 3:
-            return
-        norms = {client: norm(of.update.values) for client, of in self._accepted.items()}
-        bound = self._max_norm_factor * float(np.median(list(norms.values())))
-        for client in [client for client, size in norms.items() if size > bound]:
-            del self._accepted[client]
-            self.refuse("norm", client)
-
     def _settle_members(self, total: Vector) -> Vector:
         """Remove from sum_i w_i g_i what the policies say; see `members`."""
         policy = self.members.policies.on_lost_state
@@ -331,9 +288,9 @@ class ServerSession:
         if self._mirror is not None:
             self.mirrored = {
                 client: of.update.entries_after(self._mirror(client))
-                for client, of in self._accepted.items()
+                for client, of in self._round.accepted.items()
             }
-        lost, excluded = self.members.end_round(self._accepted)
+        lost, excluded = self.members.end_round(self._round.accepted)
         returning = [client for client in lost if client not in excluded]
         stale = [client for client in excluded if client in self._records]
         if policy in (RESET, RESYNC) and returning + stale:
@@ -374,85 +331,18 @@ class ServerSession:
     def _record(self, client: int) -> ClientRecord:
         return self._records.get(client, ClientRecord(0, NO_DIGEST))
 
-    def _judge(self, reply: Reply) -> str | None:
-        """Return the reason for a refusal, or keep the reply for the end of the round."""
-        task = self._tasks.get(reply.client)
+    def _verdict(self, reply: Reply) -> Accepted | str:
+        """What the reply brings to this round, or the reason for a refusal."""
         if reply.run_id != self._run_id or not 0 <= reply.client < len(self._weights):
-            return "alien"
-        if reply.round != self._state.round + 1 or not self._open:
-            return "stale"
+            return ALIEN
+        if reply.round != self._state.round + 1 or not self._round.begun:
+            return STALE
+        task = self._round.tasks.get(reply.client)
         if task is None:
-            return "alien"
-        if reply.client in self._accepted:
-            return "duplicate"
-        if reply.status in (STATE_MISMATCH, STALE_TASK):
-            if self.members.policies.on_lost_state != STOP:
-                return LOST_STATE
-            raise StateMismatch(
-                f"client {reply.client} holds the state of round {reply.version} "
-                f"({reply.digest.hex()}), the server's mean contains its state of round "
-                f"{task.acked} ({task.digest.hex()}): the client lost its state, or the server "
-                "was restored from an older checkpoint. Restore both sides from the same "
-                "checkpoint, go on with another on-lost-state, or start the run again"
-            )
-        if (reply.version, reply.digest) != (task.acked, task.digest):
-            return "stale"  # made on another base, in another run of the same configuration say
-        if reply.status == NON_FINITE:
-            return "non-finite"
-        if reply.status != UPDATE:
-            return "malformed"
-        try:
-            self._accepted[reply.client] = self._decoded(reply, task)
-        except CorruptPayload:
-            return "malformed"
-        return None
-
-    def _decoded(self, reply: Reply, task: Task) -> _Accepted:
-        compressor = self._method.compressor
-        if task.dense or (self._method.dense_start and task.acked == 0):
-            compressor = Identity(compressor.dimension)
-        decoded = decode(
-            reply.update,
-            dimension=compressor.dimension,
-            max_entries=compressor.max_entries,
-            largest=LARGEST_VALUE,
-        )
-        self._check_form(decoded, compressor, reply)
-        if not np.isfinite(reply.loss):
-            raise CorruptPayload("the loss is not finite")
-        buffers = np.empty(0, dtype=self.x.dtype)
-        if self.buffers.size:
-            buffers = decode_dense(reply.buffers, self.buffers.size)
-        elif reply.buffers:
-            raise CorruptPayload("buffers where none are expected")
-        summary = None
-        if self._method.summary is not None:
-            summary = self._method.summary.decode(reply.sketch)
-        elif reply.sketch:
-            raise CorruptPayload("a sketch where none is expected")
-        return _Accepted(
-            update=decoded.update,
-            buffers=buffers,
-            loss=reply.loss,
-            digest=next_digest(task.digest, reply.update),
-            summary=summary,
-            evaluations=max(0, reply.evaluations),
-        )
-
-    def _check_form(self, decoded: Decoded, compressor: Compressor, reply: Reply) -> None:
-        """Refuse a payload that this run's honest clients would not send."""
-        expected, entries = compressor.kind, decoded.update.values.size
-        if decoded.kind != expected or decoded.value_format is not self._method.value_format:
-            raise CorruptPayload(f"a {decoded.kind} payload where a {expected} one is expected")
-        if decoded.round != reply.round:
-            raise CorruptPayload("the payload is of another round than the reply")
-        # Top-k leaves out entries that are zero; a dense one has all d, or it was not decoded.
-        if expected == "seeded" and entries != compressor.max_entries:
-            raise CorruptPayload(f"{entries} entries where {compressor.max_entries} are drawn")
-        if expected == "seeded" and decoded.update.seed != stream_seed(
-            self._seed, "compressor", reply.client, reply.round
-        ):
-            raise CorruptPayload("the positions are not those that the shared seed draws")
+            return ALIEN
+        if reply.client in self._round.accepted:
+            return DUPLICATE
+        return self._judge.verdict(reply, task)
 
     def _new_total(self) -> Vector:
         """sum_i w_i g_i with this round's updates in it.
@@ -460,64 +350,13 @@ class ServerSession:
         Without error feedback it holds the participants of this round alone, scaled to the weight
         of all clients, so that total / sum w is their weighted mean.
         """
-        terms = [(self._weights[c], reply.update) for c, reply in sorted(self._accepted.items())]
+        terms = [(self._weights[c], of.update) for c, of in sorted(self._round.accepted.items())]
         total = self._state.total.copy() if self._method.feedback else np.zeros(self.x.size)
         add_weighted(total, terms)
         if not self._method.feedback:
             weight = sum(weight for weight, _ in terms)
             total *= self._total_weight / weight if weight > 0 else 0.0
         return total
-
-    def _independent_norm(self) -> float | None:
-        """Norm of the weighted mean of the independent gradients; None without any weight."""
-        summary = self._method.summary
-        if summary is None:
-            return None
-        parts = [(self._weights[c], r.summary) for c, r in sorted(self._accepted.items())]
-        weight = sum(weight for weight, _ in parts)
-        if weight == 0:
-            return None
-        mean = sum((w / weight) * part.astype(np.float64) for w, part in parts if part is not None)
-        return summary.norm(np.asarray(mean))
-
-    def _report(
-        self, step_size: float, estimate_norm: float, independent_norm: float | None
-    ) -> RoundReport:
-        accepted = sorted(self._accepted)
-        weights = [self._weights[client] for client in accepted]
-        loss = None
-        if sum(weights) > 0:
-            losses = [self._accepted[client].loss for client in accepted]
-            loss = sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
-        value_bytes = self._method.value_format.value_bytes
-        return RoundReport(
-            round=self._state.round + 1,
-            step_size=step_size,
-            estimate_norm=estimate_norm,
-            asked=tuple(self._tasks),
-            accepted=tuple(accepted),
-            refusals=dict(sorted(self._round_refusals.items())),
-            train_loss=loss,
-            uplink_bytes=self._uplink_bytes,
-            downlink_bytes=sum(
-                len(t.model) + len(t.buffers) + len(t.restored) for t in self._tasks.values()
-            ),
-            bound_bytes=sum(
-                self._accepted[client].update.values.size * value_bytes for client in accepted
-            ),
-            gradient_evaluations=sum(self._accepted[client].evaluations for client in accepted),
-            independent_norm=independent_norm,
-        )
-
-    def _averaged_buffers(self) -> Vector:
-        """Weighted mean of the accepted clients' buffers; unchanged where nobody has weight."""
-        weight = sum(self._weights[client] for client in self._accepted)
-        if not self.buffers.size or weight == 0:
-            return self.buffers
-        mean = np.zeros(self.buffers.size, dtype=np.float64)
-        for client, reply in sorted(self._accepted.items()):
-            mean += (self._weights[client] / weight) * reply.buffers
-        return mean.astype(self.buffers.dtype)
 
 
 def initial_server_state(problem: Problem, method: Method, *, local_buffers: bool) -> ServerState:

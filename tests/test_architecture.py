@@ -28,7 +28,7 @@ FORBIDDEN = {
     "strategies": {"clients", "sims"},
     "sims": set(),
 }
-PURE = ("client_session", "server_session", "messages", "methods", "codec")
+PURE = ("client_session", "server_session", "judge", "rounds", "messages", "methods", "codec")
 OUTSIDE_WORLD = {
     *("asyncio", "builtins", "fcntl", "glob", "http", "io", "mmap", "multiprocessing", "os"),
     *("pathlib", "random", "select", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile"),

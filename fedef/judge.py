@@ -1,0 +1,129 @@
+"""Judging a reply: what it brings to the round, or why it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedef.codec import Decoded, decode, decode_dense
+from fedef.compressors import Compressor, Identity
+from fedef.errors import CorruptPayload, StateMismatch
+from fedef.members import STOP
+from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
+from fedef.methods import Method
+from fedef.randomness import stream_seed
+from fedef.refusals import LOST_STATE, MALFORMED, STALE
+from fedef.state import next_digest
+from fedef.updates import Update
+from fedef.vectors import Vector
+
+LARGEST_VALUE = 1e150
+"""Values beyond it are refused: one of them must not overflow the mean or its squared norm."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What a reply brings."""
+
+    update: Update
+    """c_i."""
+    buffers: Vector
+    """(b,) the client's buffers after the pass; empty where there are none."""
+    loss: float
+    """f_i(x^k), or its minibatch estimate."""
+    digest: bytes
+    """Hash chain over the client's payloads, this one included."""
+    summary: Vector | None
+    """Of an independent gradient; None where the method needs none."""
+    evaluations: int
+    """Gradients of single examples that were computed."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Knows what an honest client of one run sends."""
+
+    method: Method
+    seed: int
+    """The run's."""
+    num_buffers: int
+    """b: length of the buffers that travel."""
+    on_lost_state: str
+    """The policy."""
+
+    def verdict(self, reply: Reply, task: Task) -> Accepted | str:
+        """Return what the reply to a task brings, or the reason for a refusal.
+
+        Raises
+        ------
+        StateMismatch
+            If the client lost its state, and the policy is to stop.
+        """
+        if reply.status in (STATE_MISMATCH, STALE_TASK):
+            if self.on_lost_state != STOP:
+                return LOST_STATE
+            raise StateMismatch(
+                f"client {reply.client} holds the state of round {reply.version} "
+                f"({reply.digest.hex()}), the server's mean contains its state of round "
+                f"{task.acked} ({task.digest.hex()}): the client lost its state, or the server "
+                "was restored from an older checkpoint. Restore both sides from the same "
+                "checkpoint, go on with another on-lost-state, or start the run again"
+            )
+        if (reply.version, reply.digest) != (task.acked, task.digest):
+            return STALE  # made on another base, in another run of the same configuration say
+        if reply.status == NON_FINITE:
+            return NON_FINITE
+        if reply.status != UPDATE:
+            return MALFORMED
+        try:
+            return self._decoded(reply, task)
+        except CorruptPayload:
+            return MALFORMED
+
+    def _decoded(self, reply: Reply, task: Task) -> Accepted:
+        compressor = self.method.compressor
+        if task.dense or (self.method.dense_start and task.acked == 0):
+            compressor = Identity(compressor.dimension)
+        decoded = decode(
+            reply.update,
+            dimension=compressor.dimension,
+            max_entries=compressor.max_entries,
+            largest=LARGEST_VALUE,
+        )
+        self._check_form(decoded, compressor, reply)
+        if not np.isfinite(reply.loss):
+            raise CorruptPayload("the loss is not finite")
+        buffers: Vector = np.empty(0)
+        if self.num_buffers:
+            buffers = decode_dense(reply.buffers, self.num_buffers)
+        elif reply.buffers:
+            raise CorruptPayload("buffers where none are expected")
+        summary = None
+        if self.method.summary is not None:
+            summary = self.method.summary.decode(reply.sketch)
+        elif reply.sketch:
+            raise CorruptPayload("a sketch where none is expected")
+        return Accepted(
+            update=decoded.update,
+            buffers=buffers,
+            loss=reply.loss,
+            digest=next_digest(task.digest, reply.update),
+            summary=summary,
+            evaluations=max(0, reply.evaluations),
+        )
+
+    def _check_form(self, decoded: Decoded, compressor: Compressor, reply: Reply) -> None:
+        """Refuse a payload that this run's honest clients would not send."""
+        expected, entries = compressor.kind, decoded.update.values.size
+        if decoded.kind != expected or decoded.value_format is not self.method.value_format:
+            raise CorruptPayload(f"a {decoded.kind} payload where a {expected} one is expected")
+        if decoded.round != reply.round:
+            raise CorruptPayload("the payload is of another round than the reply")
+        # Top-k leaves out entries that are zero; a dense one has all d, or it was not decoded.
+        if expected == "seeded" and entries != compressor.max_entries:
+            raise CorruptPayload(f"{entries} entries where {compressor.max_entries} are drawn")
+        if expected == "seeded" and decoded.update.seed != stream_seed(
+            self.seed, "compressor", reply.client, reply.round
+        ):
+            raise CorruptPayload("the positions are not those that the shared seed draws")

@@ -15,7 +15,8 @@ from fedef.errors import ConfigError
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point, refuse_instance
 from fedef.problems.images import evaluation_rows
-from fedef.problems.torch_problem import TorchProblem, examples_of
+from fedef.problems.torch_examples import examples_of
+from fedef.problems.torch_problem import TorchProblem
 from fedef.shared_rows import sizes_of
 from fedef.torch_characters import char_gru, char_lstm
 

@@ -9,7 +9,8 @@ from fedef.config import Config
 from fedef.datasets import digits
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point, refuse_instance
-from fedef.problems.torch_problem import TorchProblem, examples_of
+from fedef.problems.torch_examples import examples_of
+from fedef.problems.torch_problem import TorchProblem
 
 MODULES = {
     "digits-softmax": lambda: nn.Linear(64, 10),

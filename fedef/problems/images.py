@@ -18,7 +18,8 @@ from fedef.hf_data import Columns
 from fedef.image_data import HUGGING_FACE, IMAGE_SETS, image_data
 from fedef.partitions import partition_for
 from fedef.problems.files import read_initial_point, refuse_instance
-from fedef.problems.torch_problem import TorchProblem, examples_of
+from fedef.problems.torch_examples import examples_of
+from fedef.problems.torch_problem import TorchProblem
 from fedef.randomness import stream
 from fedef.shared_rows import sizes_of
 from fedef.vectors import IntVector

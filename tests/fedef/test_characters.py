@@ -149,12 +149,12 @@ def test_gradients_are_finite_differences(plays, name):
     problem = problem_of(plays, problem=name, num_clients=2)
     x, rows, step = problem.initial_point(), np.array([3, 0]), 1e-5
     gradient = problem.local(0, x, rows=rows, buffers=NOTHING).gradient
-    wide = copy.deepcopy(problem._module).double()
+    wide = copy.deepcopy(problem._model.module).double()
     inputs, targets = (part[rows] for part in problem._clients[0])
 
     def loss(point):
         torch.nn.utils.vector_to_parameters(torch.tensor(point), wide.parameters())
-        return problem._loss(wide(inputs), targets).item()
+        return problem._model.loss(wide(inputs), targets).item()
 
     draws = np.random.default_rng(0)
     for _ in range(2):

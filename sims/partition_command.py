@@ -12,20 +12,15 @@ from rich.table import Table
 
 from fedef.config import Config, read_toml
 from fedef.experiment import Experiment
-from sims.settings import DataDir, read_settings
+from sims.settings import Assignments, ConfigFile, DataDir, read_settings
 
 _out = Console()
 _MOST_ROWS = 30
 
 
 def partition_command(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for 'fedef run'."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; KEY=VALUE go before it.")
-    ] = None,
+    settings: Assignments = None,
+    config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="The picture; its numbers go beside it as CSV.")] = Path(
         "partition.png"
     ),

@@ -1,15 +1,26 @@
-"""Settings as the commands take them: KEY=VALUE, and an option that stands for a key."""
+"""What commands are given: KEY=VALUE, an option that stands for a key, a folder for the run."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedef.config import parse_assignments
+from fedef.config import Config, parse_assignments
 from fedef.errors import ConfigError
 
+Assignments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for 'fedef run'."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="TOML file of settings; KEY=VALUE go before it.")
+]
+OutFolder = Annotated[
+    Path | None, typer.Option(help="The run's folder. Default: a new one in runs/.")
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of data files: data-dir=. Default: the environment's FEDEF_DATA."),
@@ -33,3 +44,13 @@ def read_settings(settings: list[str] | None, data_dir: Path | None) -> dict[str
             "keep one"
         )
     return {**values, "data-dir": str(data_dir)}
+
+
+def new_folder(config: Config) -> Path:
+    """A folder in runs/ that is not there yet."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.problem}-{config.method}-seed{config.seed}-{stamp}"
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder

@@ -9,6 +9,7 @@ import pytest
 
 from fedef.run_folder import RunFolder
 from sims import cli
+from sims.run_command import EXIT_DIVERGED
 
 FAST = ["problem=logistic", "data=synthetic", "num-clients=4", "partitioner=iid", "num-rounds=3"]
 
@@ -152,7 +153,7 @@ def test_a_diverged_run_ends_non_zero(called, tmp_path):
         "--out",
         tmp_path / "run",
     )
-    assert status == cli.EXIT_DIVERGED
+    assert status == EXIT_DIVERGED
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import datasets as sklearn_datasets
 
 from fedef.errors import ConfigError
 from fedef.randomness import stream
@@ -42,7 +41,9 @@ class DigitsData:
 
 def digits(seed: int) -> DigitsData:
     """The 1797 digits, pixels over 16; one fifth, drawn by `seed`, is held out for the test."""
-    pixels, labels = sklearn_datasets.load_digits(return_X_y=True)
+    from sklearn import datasets  # here: half a second that other data can do without
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32)
     classes = labels.astype(np.int64)
     order = stream(seed, "test-split").permutation(len(classes))
@@ -56,7 +57,9 @@ def breast_cancer() -> BinaryData:
 
     Not the papers' "Breast Cancer", which is LIBSVM's breast-cancer_scale (683x10).
     """
-    raw, target = sklearn_datasets.load_breast_cancer(return_X_y=True)
+    from sklearn import datasets
+
+    raw, target = datasets.load_breast_cancer(return_X_y=True)
     low, high = raw.min(axis=0), raw.max(axis=0)
     return BinaryData(2 * (raw - low) / (high - low) - 1, np.where(target == 1, 1.0, -1.0))
 
@@ -79,8 +82,10 @@ def libsvm(path: Path) -> BinaryData:
         If the file is not LIBSVM text, holds a value that is not finite, or has other than two
         labels.
     """
+    from sklearn import datasets
+
     try:
-        sparse, target = sklearn_datasets.load_svmlight_file(os.fspath(path))
+        sparse, target = datasets.load_svmlight_file(os.fspath(path))
     except (ValueError, OSError, EOFError) as error:
         raise ConfigError(
             f"data: {str(path)!r} is not a LIBSVM text file ({error}); "

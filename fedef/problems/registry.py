@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 from fedef.config import Config
 from fedef.errors import ConfigError
-from fedef.problems import dro, logistic, phase_retrieval, polynomial
 from fedef.problems.base import Problem
+
+_WITH_TORCH = {
+    "digits-softmax": "digits",
+    "digits-mlp": "digits",
+    "image-softmax": "images",
+    "image-mlp": "images",
+    "image-cnn": "images",
+    "resnet20": "images",
+    "resnet20-gn": "images",
+    "resnet18": "images",
+    "char-gru": "characters",
+    "char-lstm": "characters",
+}
+_MODULES = {
+    "polynomial": "polynomial",
+    "logistic": "logistic",
+    "phase-retrieval": "phase_retrieval",
+    "dro": "dro",
+    **_WITH_TORCH,
+}
+"""Module of each problem, imported when it is asked for: a device starts a process for each
+message, and torch or SciPy take most of a second."""
 
 
 def build_problem(config: Config) -> Problem:
@@ -18,47 +39,10 @@ def build_problem(config: Config) -> Problem:
     ConfigError
         If a file is missing or unusable, or the data cannot be dealt to num-clients clients.
     """
-    builder = _BUILDERS[config.problem]
-    if config.device != "cpu" and builder not in (_digits, _images, _characters):
+    if config.device != "cpu" and config.problem not in _WITH_TORCH:
         raise ConfigError(
             f"device: problem={config.problem} is NumPy's and runs on the CPU, got "
             f"{config.device!r}; set device=cpu"
         )
-    return builder(config)
-
-
-def _digits(config: Config) -> Problem:
-    # Imported here: torch takes a second, and the analytic problems do without it.
-    from fedef.problems import digits
-
-    return digits.build(config)
-
-
-def _images(config: Config) -> Problem:
-    from fedef.problems import images
-
-    return images.build(config)
-
-
-def _characters(config: Config) -> Problem:
-    from fedef.problems import characters
-
-    return characters.build(config)
-
-
-_BUILDERS: dict[str, Callable[[Config], Problem]] = {
-    "polynomial": polynomial.build,
-    "logistic": logistic.build,
-    "phase-retrieval": phase_retrieval.build,
-    "dro": dro.build,
-    "digits-softmax": _digits,
-    "digits-mlp": _digits,
-    "image-softmax": _images,
-    "image-mlp": _images,
-    "image-cnn": _images,
-    "resnet20": _images,
-    "resnet20-gn": _images,
-    "resnet18": _images,
-    "char-gru": _characters,
-    "char-lstm": _characters,
-}
+    problem: Problem = import_module(f"fedef.problems.{_MODULES[config.problem]}").build(config)
+    return problem

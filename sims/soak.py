@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,16 +56,21 @@ def soak(rounds: int, folder: Path) -> tuple[Sample, Sample, Sample]:
     """
     experiment = Experiment.build(Config.from_flat({**SETTINGS, "num-rounds": rounds}))
     federation = DurableFederation(experiment, folder)
-    marks = (max(1, rounds // 20), max(1, rounds // 2), rounds)
     samples = {}
     while federation.server.round < rounds:
         federation.round()
-        if federation.server.round in marks:
+        if federation.server.round in marks(rounds):
             samples[federation.server.round] = _sample(federation.server.round, folder)
     scale = max(1.0, float(abs(federation.server.state.total).max()))
     if federation.drift() > 1e-9 * scale:
         raise FedefError(f"after {rounds} rounds g is off by {federation.drift():.1e}")
-    return samples[marks[0]], samples[marks[1]], samples[marks[2]]
+    start, middle, end = (samples[round] for round in marks(rounds))
+    return start, middle, end
+
+
+def marks(rounds: int) -> tuple[int, int, int]:
+    """Rounds after which to look: a twentieth, the middle and the end."""
+    return max(1, rounds // 20), max(1, rounds // 2), rounds
 
 
 def growth(start: Sample, end: Sample) -> list[str]:
@@ -81,8 +87,16 @@ def growth(start: Sample, end: Sample) -> list[str]:
 
 def _sample(round: int, folder: Path) -> Sample:
     process = psutil.Process()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Sample(round, process.memory_info().rss, process.num_fds(), size)
+    return Sample(round, process.memory_info().rss, process.num_fds(), folder_bytes(folder))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below it, though some may be renamed meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ def train(message: Message, context: Context) -> Message:
 def main(grid: Grid, context: Context) -> None:
     """Train, and write when each round ended."""
     config = context.run_config
-    nodes: dict[str, Any] = {"min_train_nodes": 1, "min_available_nodes": 1}
+    count = int(str(config["nodes"]))
+    nodes: dict[str, Any] = {"min_train_nodes": count, "min_available_nodes": count}
     nodes["fraction_evaluate"] = 0.0
     sparse = ErrorFeedback(k_fraction=0.01, **nodes)
     strategy = sparse if config["kind"] == "fedef" else FedAvg(**nodes)

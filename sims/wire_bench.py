@@ -62,6 +62,7 @@ def measure(kinds: Sequence[tuple[str, int]], *, rounds: int, log_path: Path) ->
                 config: dict[str, Value] = {
                     "kind": kind,
                     "dimension": dimension,
+                    "nodes": 1,
                     "rounds": rounds,
                     "out": str(out),
                 }

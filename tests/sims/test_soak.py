@@ -4,6 +4,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
+from sims import soak_nodes
 from sims.soak import Sample, growth, soak
 
 
@@ -29,3 +32,17 @@ def test_the_command_prints_start_middle_and_end(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_soak_over_grpc_sees_every_process(tmp_path):
+    seen = soak_nodes.soak(4, 2, tmp_path / "soak.log")
+    names = [name.split()[0] for name, samples in seen.samples.items() if len(samples) == 3]
+    assert names.count("flower-supernode") == 2
+    assert {"flower-superlink", "flwr-serverapp", soak_nodes.STATES} <= set(names)
+    for name, samples in seen.samples.items():
+        if len(samples) == 3 and name != soak_nodes.STATES:
+            assert samples[0].memory_bytes > 1_000_000, name
+            assert samples[0].open_files > 2, name
+    assert seen.samples[soak_nodes.STATES][-1].folder_bytes > 0
+    assert min(seen.empty_seconds, seen.round_seconds) > 0

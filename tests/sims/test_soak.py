@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from fedef.config import Config
 from sims import soak_nodes
 from sims.soak import Sample, growth, soak
 
@@ -36,7 +37,8 @@ def test_the_command_prints_start_middle_and_end(tmp_path):
 
 @pytest.mark.slow
 def test_a_soak_over_grpc_sees_every_process(tmp_path):
-    seen = soak_nodes.soak(4, 2, tmp_path / "soak.log")
+    config = Config(problem="polynomial", num_clients=2, num_rounds=4)
+    seen = soak_nodes.soak(config, tmp_path / "soak.log")
     names = [name.split()[0] for name, samples in seen.samples.items() if len(samples) == 3]
     assert names.count("flower-supernode") == 2
     assert {"flower-superlink", "flwr-serverapp", soak_nodes.STATES} <= set(names)

@@ -1,20 +1,35 @@
-"""A TCP proxy on the loopback that counts what passes, TLS and all."""
+"""A TCP proxy on the loopback that counts what passes, TLS and all, and may spoil it."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _PIECE = 1 << 16
 
+OnPiece = Callable[[bytes], bytes | None]
+"""What is passed on for a piece of a stream that was read; None: the connection is cut."""
+
+
+def _unchanged(piece: bytes) -> bytes:
+    return piece
+
 
 class CountingProxy:
-    """Counts bytes to and from one port."""
+    """Counts bytes to and from one port.
 
-    def __init__(self, port: int) -> None:
-        self._target = port
+    Parameters
+    ----------
+    port
+        Of the loopback, to which it leads.
+    on_piece
+        Called for each piece, in the threads of the connections; may take its time.
+    """
+
+    def __init__(self, port: int, *, on_piece: OnPiece = _unchanged) -> None:
+        self._target, self._on_piece = port, on_piece
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.sent = 0
@@ -49,15 +64,19 @@ class CountingProxy:
                 with self._lock:
                     self.sent += len(piece) if upwards else 0
                     self.received += 0 if upwards else len(piece)
-                sink.sendall(piece)
+                passed = self._on_piece(piece)
+                if passed is None:
+                    source.shutdown(socket.SHUT_RDWR)
+                    break
+                sink.sendall(passed)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)  # the other direction may still be in use
 
 
 @contextmanager
-def counting(port: int) -> Iterator[CountingProxy]:
-    """Count what passes to `port` inside the block."""
-    proxy = CountingProxy(port)
+def counting(port: int, *, on_piece: OnPiece = _unchanged) -> Iterator[CountingProxy]:
+    """Count what passes to `port` inside the block; parameters as for `CountingProxy`."""
+    proxy = CountingProxy(port, on_piece=on_piece)
     try:
         yield proxy
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fedef.errors import FedefError
 from sims.credentials import CONNECTION, Credentials, Ports
 from sims.flower_engine import (
+    NO_VARIABLES,
     FlowerRun,
     Value,
     free_port,
@@ -85,18 +86,29 @@ class Deployment(FlowerRun):
             raise FedefError(f"node {number} could not be registered: {answer.strip()}")
 
     def start_node(
-        self, number: int, settings: str = "", *, through: int | None = None
+        self,
+        number: int,
+        settings: str = "",
+        *,
+        through: int | None = None,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> subprocess.Popen[bytes]:
         """Start a node in its own folder, which is all that it knows, and its own `settings`.
 
         `through`: port of the loopback at which it reaches the SuperLink; None: directly.
+        `variables`: more of its environment.
         """
         command = self.credentials.supernode_command(number, settings)
         if through is not None:
             command[command.index("--superlink") + 1] = f"127.0.0.1:{through}"
         command += ["--port", str(free_port())]
         with self.node_log(number).open("ab") as output:
-            process = self.popen(command, output.fileno(), folder=self.credentials.node(number))
+            process = self.popen(
+                command,
+                output.fileno(),
+                folder=self.credentials.node(number),
+                variables=variables,
+            )
         self.nodes[number] = process
         return process
 

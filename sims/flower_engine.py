@@ -18,6 +18,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 import tomli_w
@@ -34,6 +35,7 @@ VERDICT_SECONDS = 30.0
 TAIL_LINES = 15
 
 CONNECTION = "local"
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _ERROR_LINE = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Mismatch|Payload)\b(?!\()")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -151,7 +153,8 @@ class FlowerRun:
         self.home, self.log_path, self.log, self._on_tick = home, log_path, log, on_tick
         self._deadline = time.monotonic() + timeout_seconds if timeout_seconds else float("inf")
         self._superlink_log = home / "superlink.log"
-        self._environment = _environment(home)
+        self.environment = _environment(home)
+        """Variables of all processes that are started from now on."""
 
     def start_superlink(self) -> None:
         """A SuperLink on a free port of the loopback, and the file that leads ``flwr`` to it."""
@@ -212,13 +215,19 @@ class FlowerRun:
             return "unknown", answer.decode(errors="replace")
 
     def popen(
-        self, command: list[str], output: int, *, folder: Path | None = None
+        self,
+        command: list[str],
+        output: int,
+        *,
+        folder: Path | None = None,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> subprocess.Popen[bytes]:
         """Start a command of this environment, out of reach of the terminal's Ctrl-C.
 
         `folder`, below the home, is its working directory and Flower home; None: the run's own.
+        `variables`: more of its environment.
         """
-        program = shutil.which(command[0], path=self._environment["PATH"])
+        program = shutil.which(command[0], path=self.environment["PATH"])
         if program is None:
             raise FedefError(
                 f"{command[0]} not found next to {sys.executable}; "
@@ -227,7 +236,7 @@ class FlowerRun:
         return subprocess.Popen(  # noqa: S603 - our own command line, no shell # nosec B603
             [program, *command[1:]],
             cwd=folder or self.home / "work",
-            env=self._environment | {HOME_VARIABLE: str(folder or self.home)},
+            env={**self.environment, **variables, HOME_VARIABLE: str(folder or self.home)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -32,7 +32,11 @@ class _Stopped(Exception):  # noqa: N818 - the end of a run, no error
     """Takes the run out of Flower's loop, which knows no end but its last round."""
 
 
-def make_app(build: Callable[[Config], Experiment] = Experiment.build) -> ServerApp:
+def make_app(
+    build: Callable[[Config], Experiment] = Experiment.build,
+    *,
+    strategy_type: type[ErrorFeedback] = ErrorFeedback,
+) -> ServerApp:
     """Return a ServerApp that runs experiments which `build` makes from the run config."""
     app = ServerApp()
 
@@ -41,12 +45,20 @@ def make_app(build: Callable[[Config], Experiment] = Experiment.build) -> Server
         with single_threaded():
             experiment = build(Config.from_run_config(context.run_config))
             service = Service.from_run_config(context.run_config)
-            run(grid, experiment, Path(service.out or f"runs/flower-{context.run_id}"), service)
+            out = Path(service.out or f"runs/flower-{context.run_id}")
+            run(grid, experiment, out, service, strategy_type=strategy_type)
 
     return app
 
 
-def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None = None) -> None:
+def run(
+    grid: Grid,
+    experiment: Experiment,
+    out: Path,
+    service: Service | None = None,
+    *,
+    strategy_type: type[ErrorFeedback] = ErrorFeedback,
+) -> None:
     """Run an experiment over a grid of Flower nodes into the folder `out`, or go on with one.
 
     Write ahead: a checkpoint that holds a round's updates is on the disk before a task leaves
@@ -72,7 +84,7 @@ def run(grid: Grid, experiment: Experiment, out: Path, service: Service | None =
             raise _Stopped
         recorder.round_began()
 
-    strategy = ErrorFeedback(
+    strategy = strategy_type(
         experiment,
         on_round=on_round,
         checkpoint=checkpoint,

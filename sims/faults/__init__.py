@@ -7,7 +7,10 @@ TLS and node keys as on devices. What happens, at moments and to victims that th
 - SuperNodes, the ServerApp and the SuperLink get SIGKILL, by their process IDs, somewhere in a
   round; nodes are started again on their disks, the run is resumed from its folder;
 - tasks are not sent, replies are dropped, held back, delivered twice or changed on the server,
-  behind TLS, which lets nobody do so on the way.
+  behind TLS, which lets nobody do so on the way (``--message-faults 0.2``);
+- on the way, pieces of connections are late, cut off or changed (``--wire-faults 0.01``);
+- for some rounds a node's disk is full (``--full-disks 3``), or its clock is wrong
+  (``--clock-moves 3``).
 
 After each round the states on disk are compared:
 

@@ -1,10 +1,11 @@
 """A wrong clock for the Python code of one process.
 
-Shifted are ``time.time``, ``time.time_ns`` and ``datetime.now``, which is all
-that Flower asks for the time of day. Not shifted are the clocks that measure durations
-(``time.monotonic``), which a wrong date leaves alone on a real machine too, and code that is not
-Python: file times, and the validity of certificates, which gRPC checks by the machine's own clock.
-What cannot be done with it: pickle a datetime.
+Shifted are ``time.time``, ``time.time_ns`` and `flwr.supercore.date.now`, from which all of
+Flower has its time of day: when messages were made, how long they live, what nodes sign. Not
+shifted are ``datetime.now`` elsewhere (compiled modules refuse another class in its place), the
+clocks that measure durations (``time.monotonic``), which a wrong date leaves alone on a real
+machine too, and code that is not Python: file times, and the validity of certificates, which gRPC
+checks by the machine's own clock.
 
 A node gets it from a ``sitecustomize`` in a folder that is first in its PYTHONPATH: Python imports
 that module before all else.
@@ -17,14 +18,15 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+
+from flwr.supercore import date
 
 OFFSET_FILE = "FEDEF_FAULTS_CLOCK"
 """Environment variable: the file that holds the seconds by which the clock is ahead."""
 _SITECUSTOMIZE = "from sims.faults.clock import install\n\ninstall()\n"
 _KEPT_SECONDS = 0.1
 
-_Datetime = datetime.datetime
 _time, _time_ns = time.time, time.time_ns
 
 
@@ -59,25 +61,16 @@ class _Offset:
         return self._seconds
 
 
-class _Kind(type):
-    """True datetimes count as instances of the wrong clock's class."""
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, _Datetime)
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, _Datetime)
-
-
 def install() -> None:
     """Shift this process's clock by what the file in its environment says, from now on."""
     offset = _Offset(Path(os.environ[OFFSET_FILE]))
 
-    class Datetime(_Datetime, metaclass=_Kind):
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
-            return _Datetime.now(tz) + datetime.timedelta(seconds=offset())
+    class Datetime:
+        @staticmethod
+        def now(tz: datetime.tzinfo) -> datetime.datetime:
+            return datetime.datetime.now(tz) + datetime.timedelta(seconds=offset())
 
-    datetime.datetime = Datetime  # type: ignore[misc]
+    # Others have imported the function already: what it looks up is changed, not the function.
+    vars(date)["datetime"] = SimpleNamespace(datetime=Datetime, UTC=datetime.UTC)
     time.time = lambda: _time() + offset()
     time.time_ns = lambda: _time_ns() + int(offset() * 1e9)

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedef.config import Config
 from fedef.problems.dro import Dro
-from fedef.problems.registry import build_problem
 from fedef.threads import single_threaded
 from fedef.vectors import Vector
-from sims.reproduce.loops import Loop, Runs, figure_check, mean_check, over_seeds, settings_line
-from sims.reproduce.runs import Measure, experiment_on, follow
+from sims.reproduce.loops import (
+    Loop,
+    Runs,
+    figure_check,
+    mean_check,
+    over_seeds,
+    settings_line,
+    who_diverged,
+)
+from sims.reproduce.runs import Measure, experiment_on, follow, problem_of
 from sims.reproduce.study import IAN, Comparison, Finding, Panel, Settings, Study, numerus, of
 from sims.reproduce.verdict import Check, same_digits, same_rate, within_relative
 
@@ -211,16 +217,14 @@ def psi_of(problem: Dro) -> Measure:
 
 
 def _problem(settings: Settings, *, seed: int, warm: bool = True) -> Dro:
-    values = {
-        "problem": "dro",
-        "num-clients": 1,
-        "data-dir": settings.data_folder,
-        "instance-seed": seed,
-        "warm-start": warm,
-    }
-    problem = build_problem(Config.from_flat(values))
-    assert isinstance(problem, Dro)  # noqa: S101 - narrows the type for mypy
-    return problem
+    return problem_of(
+        Dro,
+        problem="dro",
+        num_clients=1,
+        data_dir=settings.data_folder,
+        instance_seed=seed,
+        warm_start=warm,
+    )
 
 
 def _digit_checks(settings: Settings, problems: dict[int, Dro]) -> list[Check]:
@@ -329,8 +333,6 @@ def _median(runs: Runs) -> float:
 
 
 def _panel(name: str, title: str, runs: list[Runs], n: str, budget: int) -> Panel:
-    counts = [f"{each.loop.label} {each.diverged}" for each in runs if each.diverged]
-    diverged = f"Diverged: {', '.join(counts)}." if counts else "None diverged."
     return Panel(
         name=name,
         title=title,
@@ -338,7 +340,7 @@ def _panel(name: str, title: str, runs: list[Runs], n: str, budget: int) -> Pane
         y_label="Ψ(x)",
         curves=tuple(curve for each in runs for curve in each.curves()),
         caption=f"Faint: each of {n}; bold: their median, diverged ones included; lines that leave "
-        f"through the top are transients or divergence. {diverged}",
+        f"through the top are transients or divergence. {who_diverged(runs)}",
         top=15.0,
         bottom=3.0,
         mark=budget,

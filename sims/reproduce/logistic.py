@@ -10,20 +10,17 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from fedef.config import Config
 from fedef.datasets import BinaryData, find_file, libsvm
 from fedef.problems.logistic import Logistic, smoothness
-from fedef.problems.registry import build_problem
 from fedef.randomness import stream
 from fedef.theory import ef21_step_size
 from fedef.threads import single_threaded
 from fedef.vectors import Vector
 from sims.reproduce.one_row import follow_rows
-from sims.reproduce.runs import experiment_on, follow, thinned
+from sims.reproduce.runs import TARGET, experiment_on, first_hit, follow, problem_of, thinned
 from sims.reproduce.study import (
     UNIT,
     Comparison,
-    Curve,
     Finding,
     Panel,
     Settings,
@@ -31,14 +28,13 @@ from sims.reproduce.study import (
     numerus,
     of,
     spread,
+    with_median,
 )
-from sims.reproduce.verdict import Check, same_digits, same_magnitude, same_winner
+from sims.reproduce.verdict import MEASURED, Check, same_digits, same_magnitude, same_winner
 
-TARGET = 1e-4
 _LAMBDA = 0.1
 _WIDTH = 123
 """d of the a1a ... a9a family; the file a1a itself uses 119 columns."""
-SPEC = "specification (measured)"
 
 
 @dataclass(frozen=True)
@@ -211,10 +207,9 @@ def load(row: Row, data_dir: Path | None, seed: int) -> Logistic:
     folder = "" if data_dir is None else str(data_dir)
     if row.data in ("synthetic", "breast_cancer"):
         clients = {"synthetic": 20, "breast_cancer": 569}[row.data]
-        values = {"problem": "logistic", "data": row.data, "num-clients": clients, "seed": seed}
-        problem = build_problem(Config.from_flat(values))
-        assert isinstance(problem, Logistic)  # noqa: S101 - narrows the type for mypy
-        return problem
+        return problem_of(
+            Logistic, problem="logistic", data=row.data, num_clients=clients, seed=seed
+        )
     data = libsvm(find_file(row.data, folder or None))
     features, labels = data.features[: row.rows], data.labels[: row.rows]
     if row.large and features.shape[1] < _WIDTH:
@@ -306,11 +301,6 @@ def _weight(row: Row) -> int:
     return 20 if row.large else 4
 
 
-def _hit(values: NDArray[np.float64]) -> int | None:
-    below = np.flatnonzero(values < TARGET)
-    return int(below[0]) if below.size else None
-
-
 def _checks(row: Row, printed: Printed, ours: Outcome) -> list[Check]:
     label = f"{row.label}, k = {printed.k}"
     at_horizon = [float(values[row.horizon]) for values in ours.ef21]
@@ -352,7 +342,7 @@ def _check(what: str, part: str, printed: str, ours: str, agrees: bool) -> Check
                 "the instance's seed is not known; a linear rate to the power K magnifies the "
                 "difference between two instances"
             )
-    return Check(what, SPEC, printed, ours, agrees, why, part)
+    return Check(what, MEASURED, printed, ours, agrees, why, part)
 
 
 def _magnitude(what: str, part: str, printed: float, ours: list[float]) -> Check:
@@ -363,7 +353,7 @@ def _magnitude(what: str, part: str, printed: float, ours: list[float]) -> Check
 
 
 def _hit_check(what: str, row: Row, printed: Printed, ours: Outcome) -> Check:
-    hits = [_hit(values) for values in ours.ef21]
+    hits = [first_hit(values) for values in ours.ef21]
     found = [float(hit) for hit in hits if hit is not None]
     never = len(hits) - len(found)
     shown = spread(found, 4) if found else f">{row.cap}"
@@ -424,9 +414,7 @@ def _panel(row: Row, outcome: Outcome, k: int) -> Panel:
     ):
         window = np.array([values[: row.horizon + 1] for values in runs])
         at = thinned(window.shape[1])
-        x = at.astype(np.float64)
-        lines += [Curve(x, values[at], color, faint=True) for values in window]
-        lines.append(Curve(x, np.median(window, axis=0)[at], color, label))
+        lines += with_median(at.astype(np.float64), window[:, at], color, label)
     n = numerus(len(outcome.unit), "start", "starts")
     return Panel(
         name=f"logistic-{row.name}",

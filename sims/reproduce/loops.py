@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedef.problems.base import Problem
 from sims.reproduce.runs import Measure, experiment_on, follow, thinned
-from sims.reproduce.study import Curve, of
+from sims.reproduce.study import Curve, of, with_median
 from sims.reproduce.verdict import Check, inside, same_rate, within_deviations
 
 SPEC = "specification (20 seeds)"
@@ -103,8 +103,7 @@ class Runs:
         x = self.samples[at].astype(np.float64)
         values = self.values[:, at]
         shown = np.where(np.isfinite(values), values, 1e300)
-        faint = [Curve(x, y, self.loop.color, faint=True) for y in shown]
-        return [*faint, Curve(x, np.median(shown, axis=0), self.loop.color, self.loop.label)]
+        return with_median(x, shown, self.loop.color, self.loop.label)
 
 
 def over_seeds(
@@ -173,6 +172,12 @@ def figure_check(runs: Runs, value: float, *, widened: float, why: str, shown: s
     return Check(
         runs.loop.label, FIGURE, shown or f"{value:g}", ours, agrees, "" if agrees else why
     )
+
+
+def who_diverged(all_runs: Sequence[Runs]) -> str:
+    """A sentence: how many seeds of which loops."""
+    counts = [f"{runs.loop.label} {runs.diverged}" for runs in all_runs if runs.diverged]
+    return f"Diverged: {', '.join(counts)}." if counts else "None diverged."
 
 
 def settings_line(loops: Sequence[Loop]) -> str:

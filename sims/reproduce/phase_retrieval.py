@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from fedef.config import Config
 from fedef.problems.phase_retrieval import PhaseRetrieval, make_instance
-from fedef.problems.registry import build_problem
 from fedef.threads import single_threaded
 from fedef.vectors import Vector
 from sims.reproduce.loops import (
@@ -20,8 +18,9 @@ from sims.reproduce.loops import (
     mean_check,
     over_seeds,
     settings_line,
+    who_diverged,
 )
-from sims.reproduce.runs import Measure, experiment_on, follow
+from sims.reproduce.runs import Measure, experiment_on, follow, problem_of
 from sims.reproduce.study import (
     IAN,
     Comparison,
@@ -33,7 +32,7 @@ from sims.reproduce.study import (
     numerus,
     of,
 )
-from sims.reproduce.verdict import Check, same_digits, within_relative
+from sims.reproduce.verdict import MEASURED, Check, same_digits, within_relative
 
 BUDGET = 27_000
 SMALL = 10.0
@@ -275,10 +274,7 @@ def value_of(problem: PhaseRetrieval) -> Measure:
 
 
 def _problem(*, warm: bool) -> PhaseRetrieval:
-    values = {"problem": "phase-retrieval", "num-clients": 1, "warm-start": warm}
-    problem = build_problem(Config.from_flat(values))
-    assert isinstance(problem, PhaseRetrieval)  # noqa: S101 - narrows the type for mypy
-    return problem
+    return problem_of(PhaseRetrieval, problem="phase-retrieval", num_clients=1, warm_start=warm)
 
 
 def _digit_checks(warm: PhaseRetrieval, cold: PhaseRetrieval, value: Measure) -> list[Check]:
@@ -311,9 +307,7 @@ def _deterministic(
         )
         values = follow(experiment, value, range(10)).tolist()
         agrees = within_relative(values[9], float(row.printed), _TOLERANCE)
-        checks.append(
-            Check(row.label, "specification (measured)", row.printed, f"{values[9]:.6g}", agrees)
-        )
+        checks.append(Check(row.label, MEASURED, row.printed, f"{values[9]:.6g}", agrees))
         paths.append((row.label, values))
     return checks, paths
 
@@ -415,17 +409,12 @@ def _panel(name: str, title: str, runs: list[Runs], n: str, top: float, budget: 
         x_label="samples",
         y_label="f(z)",
         curves=tuple(curve for each in runs for curve in each.curves()),
-        caption=f"Faint: each of n = {n}; bold: their median. {_diverged(runs)}",
+        caption=f"Faint: each of n = {n}; bold: their median. {who_diverged(runs)}",
         top=2 * top,
         bottom=6.0,
         level=SMALL,
         mark=budget,
     )
-
-
-def _diverged(runs: list[Runs]) -> str:
-    counts = [f"{each.loop.label} {each.diverged}" for each in runs if each.diverged]
-    return f"Diverged: {', '.join(counts)}." if counts else "None diverged."
 
 
 def _deterministic_panel(paths: list[tuple[str, list[float]]]) -> Panel:

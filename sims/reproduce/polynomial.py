@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from sims.reproduce.runs import experiment_on, follow, squared_gradient, thinned
+from sims.reproduce.runs import TARGET, experiment_on, first_hit, follow, squared_gradient, thinned
 from sims.reproduce.study import (
     UNIT,
     Comparison,
@@ -20,13 +20,11 @@ from sims.reproduce.study import (
     Study,
     numerus,
     of,
+    with_median,
 )
-from sims.reproduce.verdict import Check, all_inside
+from sims.reproduce.verdict import MEASURED, Check, all_inside
 
-TARGET = 1e-4
-"""Of ||grad f||^2."""
 WIDENED = 0.02
-SPEC = "specification (measured)"
 PAPER = "paper (text)"
 
 
@@ -161,12 +159,6 @@ def study(settings: Settings, *, rows: tuple[Row, ...] = ROWS) -> Study:
     )
 
 
-def first_hit(values: NDArray[np.float64], target: float = TARGET) -> int | None:
-    """Least k with values[k] below the target."""
-    below = np.flatnonzero(values < target)
-    return int(below[0]) if below.size else None
-
-
 def smallest_horizon(row: Row, seed: int, *, grid: int = 500) -> int | None:
     """Least K of the grid whose own run hits within K rounds; None: none up to twice the spec's."""
     for horizon in range(grid, 2 * row.grid[1] + 1, grid):
@@ -225,7 +217,7 @@ def _hit_checks(row: Row, curves: _Curves) -> list[Check]:
         checks.append(
             Check(
                 f"L1 = {row.l1}, {contender.label}",
-                SPEC,
+                MEASURED,
                 f"{low}–{high}" + (", 1 of 10 never" if allowed else ""),
                 shown + (f"; never in {of(never, len(runs))}" if never and hits else ""),
                 agrees,
@@ -246,7 +238,7 @@ def _stay_checks(row: Row, curves: _Curves) -> list[Check]:
         checks.append(
             Check(
                 f"L1 = {row.l1}, {contender.label}",
-                SPEC,
+                MEASURED,
                 "yes" if row.stays[contender.key] else "no",
                 f"{of(staying, len(after))}, largest {largest}",
                 agrees,
@@ -270,7 +262,9 @@ def _grid_checks(row: Row, found: list[int | None]) -> list[Check]:
     label = f"L1 = {row.l1}"
     return [
         Check(label, PAPER, str(row.horizon), ours, paper, "" if paper else fewer),
-        Check(label, SPEC, f"{low}–{high}", ours, specification, "" if specification else lucky),
+        Check(
+            label, MEASURED, f"{low}–{high}", ours, specification, "" if specification else lucky
+        ),
     ]
 
 
@@ -380,9 +374,7 @@ def _panel(row: Row, curves: _Curves, n: str) -> Panel:
     for color, contender in enumerate(CONTENDERS):
         runs = np.array(curves[row.l1, contender.key])
         at = thinned(runs.shape[1])
-        x = at.astype(np.float64)
-        lines += [Curve(x, run[at], color, faint=True) for run in runs]
-        lines.append(Curve(x, np.median(runs, axis=0)[at], color, contender.label))
+        lines += with_median(at.astype(np.float64), runs[:, at], color, contender.label)
         dots += [(float(hit), float(run[hit]), color) for run in runs if (hit := first_hit(run))]
     return Panel(
         name=f"polynomial-l1-{row.l1}",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedef.config import Config
 from fedef.experiment import Experiment
 from fedef.problems.base import Problem
+from fedef.problems.registry import build_problem
 from fedef.server_session import Diverged
 from fedef.threads import single_threaded
 from fedef.vectors import Vector
@@ -18,12 +19,27 @@ from sims.engine import InlineEngine
 
 Measure = Callable[[Vector], float]
 Stop = Callable[[float], bool]
+P = TypeVar("P", bound=Problem)
+
+TARGET = 1e-4
+"""Of ||grad f||^2."""
+
+
+def problem_of(kind: type[P], **settings: Any) -> P:
+    """The problem of these settings (underscores for dashes), which is of that class."""
+    problem = build_problem(_config(settings))
+    assert isinstance(problem, kind)  # noqa: S101 - narrows the type for mypy
+    return problem
 
 
 def experiment_on(problem: Problem | None, /, **settings: Any) -> Experiment:
     """The experiment of these settings (underscores for dashes), on a problem that is at hand."""
-    config = Config.from_flat({key.replace("_", "-"): value for key, value in settings.items()})
+    config = _config(settings)
     return Experiment.build(config) if problem is None else Experiment.of(config, problem)
+
+
+def _config(settings: Mapping[str, Any]) -> Config:
+    return Config.from_flat({key.replace("_", "-"): value for key, value in settings.items()})
 
 
 def follow(
@@ -62,6 +78,12 @@ def squared_gradient(problem: Problem, weights: Sequence[float]) -> Measure:
         return np.nan if norm is None else norm**2
 
     return measure
+
+
+def first_hit(values: NDArray[np.float64], target: float = TARGET) -> int | None:
+    """Least k with values[k] below the target."""
+    below = np.flatnonzero(values < target)
+    return int(below[0]) if below.size else None
 
 
 def thinned(length: int, points: int = 240) -> NDArray[np.int64]:

@@ -129,6 +129,14 @@ def _scientific(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def with_median(
+    x: NDArray[np.float64], runs: NDArray[np.float64], color: int, label: str
+) -> list[Curve]:
+    """Each of the runs (n, points), faint, and their median."""
+    faint = [Curve(x, run, color, faint=True) for run in runs]
+    return [*faint, Curve(x, np.median(runs, axis=0), color, label)]
+
+
 def of(count: int, total: int) -> str:
     """``3 of 20``."""
     return f"{count} of {total}"

@@ -9,6 +9,8 @@ from statistics import median
 
 from scipy.stats import fisher_exact
 
+MEASURED = "specification (measured)"
+"""Who prints it, of numbers that the specification measured itself."""
 CONVERGED = 1e-8
 """Two squared gradient norms below this agree: what is left is how long each has converged."""
 

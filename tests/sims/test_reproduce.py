@@ -21,7 +21,7 @@ from sims.reproduce.command import reproduce_command
 from sims.reproduce.loops import Loop, Runs, figure_check, mean_check
 from sims.reproduce.one_row import follow_rows, top_k_rows
 from sims.reproduce.page import balance, render, tally
-from sims.reproduce.runs import experiment_on, follow, squared_gradient, thinned
+from sims.reproduce.runs import experiment_on, first_hit, follow, squared_gradient, thinned
 from sims.reproduce.study import (
     IAN,
     UNIT,
@@ -152,8 +152,8 @@ def test_small_helpers():
     at = thinned(1000, 10)
     assert (at[0], at[-1], len(at)) == (0, 999, 10)
     assert thinned(5).tolist() == [0, 1, 2, 3, 4]
-    assert polynomial.first_hit(np.array([1.0, 1e-5, 1.0])) == 1
-    assert polynomial.first_hit(np.array([1.0, 1.0])) is None
+    assert first_hit(np.array([1.0, 1e-5, 1.0])) == 1
+    assert first_hit(np.array([1.0, 1.0])) is None
 
 
 # --- EF21 on arrays against the engine --------------------------------------------------------

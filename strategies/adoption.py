@@ -1,4 +1,7 @@
-"""FedAvg with error feedback: the one line that changes in an existing ServerApp."""
+"""FedAvg with error feedback for apps that exist: the one line that changes in their ServerApp.
+
+The class of the same name in `strategies.error_feedback` is another: for fedef's own clients.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from fedef.adoption import HELLO, PLAN, STATISTICS, AdoptedProblem, Plan
 from fedef.errors import ConfigError, CorruptPayload, FedefError
 from fedef.members import RESET, RESYNC, STOP, Policies
 from fedef.randomness import stream
+from fedef.refusals import ALIEN, MALFORMED
 from fedef.server_session import ServerSession
 from fedef.steppers import IncrementStep
 from strategies.records import content_of, reply_from
@@ -38,7 +42,11 @@ ensure_ours()
 
 
 class ErrorFeedback(FedAvg):
-    """FedAvg whose clients, under `clients.mod.error_feedback_mod`, send compressed corrections.
+    """FedAvg with error feedback for an app that exists, whose own clients train as they did.
+
+    Not the strategy of this name in `strategies.error_feedback`, which runs an experiment on
+    fedef's own clients. Here the app's clients send compressed corrections, because
+    `clients.mod.error_feedback_mod` is around their training.
 
         strategy = ErrorFeedback(k_fraction=0.01, fraction_train=1.0)
         result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=3)
@@ -325,12 +333,12 @@ class ErrorFeedback(FedAvg):
         try:
             reply = reply_from(message.content)
         except CorruptPayload:
-            self.session.refuse("malformed", client)
+            self.session.refuse(MALFORMED, client)
             return
         if client != reply.client:
-            self.session.refuse("alien", client)
+            self.session.refuse(ALIEN, client)
         elif client not in metrics and reply.update:
-            self.session.refuse("malformed", client)
+            self.session.refuse(MALFORMED, client)
         else:
             self.session.receive(reply)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from local_grid import LocalGrid
 
 from clients.records import content_of as reply_content
@@ -27,6 +26,7 @@ from strategies.records import content_of as task_content
 from strategies.records import reply_from
 from strategies.wire import envelope_bytes
 
+pytestmark = pytest.mark.usefixtures("inside_flower")
 SETTINGS = {
     "problem": "digits-softmax",
     "num-clients": 5,
@@ -34,11 +34,6 @@ SETTINGS = {
     "num-rounds": 4,
     "k-fraction": 0.05,
 }
-
-
-@pytest.fixture(autouse=True)
-def _inside_flower():
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
 def experiment_and_grid(*, tamper=None, seed=0, **changes):

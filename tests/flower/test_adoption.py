@@ -21,7 +21,6 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients.mod import error_feedback_mod
 from clients.store import load_state
@@ -32,16 +31,12 @@ from strategies.adoption import ErrorFeedback
 from strategies.roll_call import ATTEMPTS
 from strategies.wire import envelope_bytes
 
+pytestmark = pytest.mark.usefixtures("inside_flower")
 QUICKSTART = Path(__file__).resolve().parents[1] / "apps" / "quickstart"
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 TWO_LINES = re.findall(
     r"^ # (\w+\.py)\n\+(.*)\n-(.*)\n\+(.*)\n", README.partition("```diff")[2], flags=re.M
 )
-
-
-@pytest.fixture(autouse=True)
-def _inside_flower():
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
 class Nodes:

@@ -7,11 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid
+from local_grid import CONFIG, LocalGrid, enter_flower
 
 from fedef import durable
-from fedef.config import Config
 from fedef.errors import ConfigError, FedefError, StateMismatch
 from fedef.experiment import Experiment
 from fedef.recorder import Recorder
@@ -19,27 +17,13 @@ from fedef.service import Service
 from sims.inline_run import resume_inline
 from strategies.app import run
 
-CONFIG = Config.from_flat(
-    {
-        "problem": "digits-softmax",
-        "num-clients": 5,
-        "participation": 0.6,
-        "local-batch-size": 8,
-        "num-rounds": 8,
-        "k-fraction": 0.05,
-    }
-)
+pytestmark = pytest.mark.usefixtures("inside_flower")
 EXPERIMENT = Experiment.build(CONFIG)
 DIFFERENT = {"seconds", "envelope-bytes"}
 
 
 class Killed(BaseException):
     """The process is gone."""
-
-
-@pytest.fixture(autouse=True)
-def _inside_flower():
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
 def grid(tmp_path, *, seed=0, tamper=None, **run_config):
@@ -68,7 +52,7 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    enter_flower()
     tmp_path = tmp_path_factory.mktemp("unbroken")
     run(grid(tmp_path), EXPERIMENT, tmp_path / "run")
     return results(tmp_path / "run")

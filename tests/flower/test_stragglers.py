@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid
+from local_grid import CONFIG, LocalGrid
 
 from fedef.checkpoint import Checkpoint
 from fedef.client_store import ClientStore
-from fedef.config import Config
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
 from fedef.participation import participants
@@ -19,23 +17,9 @@ from strategies.app import run
 from strategies.error_feedback import ErrorFeedback
 from strategies.roll_call import ATTEMPTS
 
-CONFIG = Config.from_flat(
-    {
-        "problem": "digits-softmax",
-        "num-clients": 5,
-        "participation": 0.6,
-        "local-batch-size": 8,
-        "num-rounds": 8,
-        "k-fraction": 0.05,
-    }
-)
+pytestmark = pytest.mark.usefixtures("inside_flower")
 EXPERIMENT = Experiment.build(CONFIG)
 TOKEN = "ab" * 16
-
-
-@pytest.fixture(autouse=True)
-def _inside_flower():
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
 def asked(round):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray_case import SETTINGS
 
 import sims.processes
 import sims.ray_engine
@@ -24,17 +25,6 @@ from sims.ray_engine import RaySettings
 from sims.run_loop import resume_run, start_run
 
 pytestmark = pytest.mark.slow
-SETTINGS = {
-    "problem": "logistic",
-    "data": "synthetic",
-    "num-clients": 5,
-    "partitioner": "iid",
-    "method": "norm-ef21-sgdm",
-    "local-batch-size": 4,
-    "participation": 0.6,
-    "k": 2,
-    "num-rounds": 10,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,7 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray_case import SETTINGS
 
 from fedef.config import Config
 from fedef.errors import ConfigError
@@ -17,17 +18,7 @@ from sims.ray_cluster import Resources, cluster
 from sims.ray_engine import RaySettings
 
 pytestmark = pytest.mark.slow
-CONFIG = Config.from_flat(
-    {
-        "problem": "logistic",
-        "data": "synthetic",
-        "num-clients": 5,
-        "partitioner": "iid",
-        "method": "norm-ef21-sgdm",
-        "local-batch-size": 4,
-        "k": 2,
-    }
-)
+CONFIG = Config.from_flat({**SETTINGS, "participation": 1.0})
 
 
 @pytest.fixture

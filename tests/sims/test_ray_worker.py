@@ -14,6 +14,7 @@ from ray.exceptions import (
     OwnerDiedError,
     WorkerCrashedError,
 )
+from ray_case import SETTINGS
 
 import sims.ray_engine
 from fedef.config import Config
@@ -26,18 +27,7 @@ from sims.ray_cluster import Resources
 from sims.ray_engine import MAX_LOSSES, RayEngine, RaySettings, shards
 from sims.ray_worker import Worker, ask_of, task_from
 
-CONFIG = Config.from_flat(
-    {
-        "problem": "logistic",
-        "data": "synthetic",
-        "num-clients": 5,
-        "partitioner": "iid",
-        "method": "norm-ef21-sgdm",
-        "local-batch-size": 4,
-        "participation": 0.6,
-        "k": 2,
-    }
-)
+CONFIG = Config.from_flat(SETTINGS)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 10])

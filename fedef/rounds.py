@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedef.judge import Accepted
-from fedef.messages import Task
+from fedef.messages import Reply, Task
 from fedef.summaries import Summary
 from fedef.vectors import Vector, norm
 
@@ -51,6 +51,24 @@ class RoundReport:
         return tuple(sorted(set(self.asked) - set(self.accepted)))
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A message that was refused before it reached the session."""
+
+    reason: str
+    client: int | None
+    """Who sent it, where that is known."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """All that a round was told; with the state before it, it makes the state after it."""
+
+    asked: tuple[int, ...]
+    messages: tuple[Reply | Unread, ...]
+    """In the order in which they came, refused ones too."""
+
+
 @dataclass
 class Round:
     """What was asked, and what has arrived since the last round was ended."""
@@ -63,6 +81,7 @@ class Round:
     """By reason."""
     uplink_bytes: int = 0
     """Of all that arrived, refused or not."""
+    messages: list[Reply | Unread] = field(default_factory=list)
     begun: bool = False
 
     def too_large(self, factor: float) -> list[int]:

@@ -17,7 +17,7 @@ from fedef.methods import Method
 from fedef.participation import participants
 from fedef.problems.base import Problem
 from fedef.refusals import ALIEN, DUPLICATE, LARGE_NORM, STALE
-from fedef.rounds import Round, RoundReport
+from fedef.rounds import Heard, Round, RoundReport, Unread
 from fedef.state import NO_DIGEST, ClientRecord, ServerState
 from fedef.steppers import Moment, Step
 from fedef.updates import Update, add_weighted
@@ -87,6 +87,8 @@ class ServerSession:
             on_lost_state=policies.on_lost_state,
         )
         self._round = Round()
+        self.heard = Heard((), ())
+        """What the last round was told; forgotten when the next one begins."""
 
     @property
     def state(self) -> ServerState:
@@ -167,6 +169,7 @@ class ServerSession:
         present = self.members.present(clients)
         tasks = {client: self._task(client, round, model, buffers) for client in present}
         self._round.tasks, self._round.begun = tasks, True
+        self.heard = Heard((), ())
         return tuple(tasks.values())
 
     def receive(self, reply: Reply) -> str | None:
@@ -179,16 +182,21 @@ class ServerSession:
         StateMismatch
             If the client does not hold the state that the server's mean contains.
         """
+        self._round.messages.append(reply)
         self._round.uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
         verdict = self._verdict(reply)
         if isinstance(verdict, Accepted):
             self._round.accepted[reply.client] = verdict
             return None
-        self.refuse(verdict, reply.client if reply.client in self._round.tasks else None)
+        self._refuse(verdict, reply.client if reply.client in self._round.tasks else None)
         return verdict
 
     def refuse(self, reason: str, client: int | None = None) -> None:
-        """Count a message that is not applied; `client`: who sent it, where that is known."""
+        """Count a message that cannot be given to `receive`; `client`: who sent it, if known."""
+        self._round.messages.append(Unread(reason, client))
+        self._refuse(reason, client)
+
+    def _refuse(self, reason: str, client: int | None) -> None:
         self._round.refusals[reason] += 1
         if client is not None:
             self.members.refused(client, reason)
@@ -206,7 +214,7 @@ class ServerSession:
         if self._max_norm_factor is not None:
             for client in self._round.too_large(self._max_norm_factor):
                 del self._round.accepted[client]
-                self.refuse(LARGE_NORM, client)
+                self._refuse(LARGE_NORM, client)
         total = self._new_total()
         g = total / self._total_weight
         step = Step(self.x, 0.0, self._state.memory)
@@ -251,6 +259,7 @@ class ServerSession:
             uplink_bytes=self._state.uplink_bytes + report.uplink_bytes,
             downlink_bytes=self._state.downlink_bytes + report.downlink_bytes,
         )
+        self.heard = Heard(report.asked, tuple(self._round.messages))
         self._round = Round()
         return report
 

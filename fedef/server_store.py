@@ -2,13 +2,14 @@
 
 The checkpoint holds what its round changed in the mirror, as entries that overwrite. It is written
 first, then the mirror; after a crash the mirror is brought up to the checkpoint, which changes
-nothing where it was already there.
+nothing where it was already there. A round without a checkpoint of its own leaves its entry in the
+journal, from which it is done again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from fedef.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fedef.durable import discard_leftovers, sync_folder, write_atomically
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
+from fedef.journal import Entry, Journal
 from fedef.members import MIRRORED, Policies
 from fedef.server_session import Rows, ServerSession
+from fedef.state import ServerState
 from fedef.updates import Update
 from fedef.vectors import Vector
 
@@ -122,10 +125,26 @@ class ServerStore:
         What is run.
     policies
         Whether there is a mirror.
+    every
+        Rounds between checkpoints; a mirror needs one in each.
+
+    Raises
+    ------
+    ConfigError
+        If there is a mirror and `every` is not 1.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, policies: Policies) -> None:
+    def __init__(
+        self, path: Path, experiment: Experiment, policies: Policies, *, every: int = 1
+    ) -> None:
+        if policies.on_lost_state in MIRRORED and every != 1:
+            raise ConfigError(
+                f"on-lost-state={policies.on_lost_state}: its mirror needs "
+                f"server-checkpoint-every=1, got {every}"
+            )
         self._path, self._experiment = path, experiment
+        self._policies, self._every = policies, every
+        self._journal = Journal(path.with_name("journal"))
         self._mirrors = policies.on_lost_state in MIRRORED
         self.mirror: Mirror | None = None
         """There from the first `save` or from `load` on."""
@@ -140,6 +159,17 @@ class ServerStore:
         """Disk that the mirror takes at most."""
         problem = self._experiment.problem
         return self._experiment.num_clients * problem.dimension * problem.dtype.itemsize
+
+    def keep(self, checkpoint: Checkpoint, session: ServerSession, *, last: bool = False) -> None:
+        """Have the round that the session ended on the disk: in a checkpoint or in the journal.
+
+        `last`: the run ends with it, in a checkpoint.
+        """
+        if last or session.round % self._every == 0:
+            self.save(checkpoint, session)
+        else:
+            entry = Entry(checkpoint.token, session.round, session.weights, session.heard)
+            self._journal.append(entry)
 
     def save(self, checkpoint: Checkpoint, session: ServerSession | None = None) -> Checkpoint:
         """Have the session's state, or the start, on the disk; return the new checkpoint.
@@ -160,11 +190,12 @@ class ServerStore:
             )
         checkpoint = replace(checkpoint, has_mirror=self.mirror is not None)
         write_checkpoint(self._path, checkpoint, experiment=self._experiment)
+        self._journal.forget(checkpoint.server.round)
         self._bring_up(checkpoint)
         return checkpoint
 
     def load(self) -> Checkpoint:
-        """Return the last checkpoint, and bring the mirror up to it.
+        """Return the state after the last round, and bring the mirror up to it.
 
         Raises
         ------
@@ -184,7 +215,13 @@ class ServerStore:
             if known:
                 self.mirror.require(checkpoint.token, checkpoint.server.round)
             self._bring_up(checkpoint)
+        for entry in self._journal.after(checkpoint.server.round, checkpoint.token):
+            state = entry.done_again(checkpoint.server, self._start)
+            checkpoint = replace(checkpoint, server=state, weights=entry.weights)
         return checkpoint
+
+    def _start(self, state: ServerState, weights: Sequence[float]) -> ServerSession:
+        return self._experiment.server(state=state, weights=weights, policies=self._policies)
 
     def _open_mirror(self, *, new: bool) -> Mirror:
         problem = self._experiment.problem

@@ -43,7 +43,9 @@ class Service(BaseModel):
         3600.0, description="seconds after which a round closes without those that did not reply"
     )
     server_checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        1, description="rounds between the server's checkpoints; 0: none, so no resume"
+        1,
+        description="rounds between the server's checkpoints, with a journal of those in between; "
+        "0: neither, so no resume",
     )
     on_lost_state: Literal[
         "stop", "evict-by-reset", "dense-resync", "evict-by-mirror", "hand-back"

@@ -41,6 +41,8 @@ class DurableFederation:
         What the server does about clients that fail or lie.
     token
         The run's name in the clients' stores.
+    checkpoint_every
+        Rounds between the server's checkpoints; the journal has the others.
     """
 
     def __init__(
@@ -50,12 +52,13 @@ class DurableFederation:
         *,
         policies: Policies = DEFAULT_POLICIES,
         token: str = "0" * 32,
+        checkpoint_every: int = 1,
     ) -> None:
         self._experiment = experiment
         self._nodes = folder / "nodes"
         make_folder(folder)
         path = folder / "checkpoint.fdf"
-        self._store = ServerStore(path, experiment, policies)
+        self._store = ServerStore(path, experiment, policies, every=checkpoint_every)
         self._checkpoint = (
             self._store.load()
             if path.exists()
@@ -78,7 +81,7 @@ class DurableFederation:
             if reply is not None:
                 self.server.receive(reply)
         report = self.server.end_round()
-        self._checkpoint = self._store.save(self._checkpoint, self.server)
+        self._store.keep(self._checkpoint, self.server)
         return report
 
     def answer(self, task: Task) -> Reply:

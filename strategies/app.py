@@ -61,8 +61,8 @@ def run(
 ) -> None:
     """Run an experiment over a grid of Flower nodes into the folder `out`, or go on with one.
 
-    Write ahead: a checkpoint that holds a round's updates is on the disk before a task leaves
-    that acknowledges them, as long as each round has its checkpoint.
+    Write ahead: what a round was told is on the disk before a task leaves that acknowledges it, in
+    a checkpoint or, between two of them, in the journal.
 
     Raises
     ------
@@ -77,9 +77,9 @@ def run(
         recorder.round_ended(report, session, envelope_bytes=envelope)
         ended = recorder.stopped_by(session) is not None
         every = service.server_checkpoint_every
-        if every and (ended or report.round % every == 0):
+        if every:
             folder.sync_rounds()
-            store.save(checkpoint, session)
+            store.keep(checkpoint, session, last=ended)
         if recorder.stopped_by(session) not in (None, LAST_ROUND):
             raise _Stopped
         recorder.round_began()
@@ -122,11 +122,6 @@ def _opened(
 ) -> tuple[RunFolder, ServerStore, Checkpoint]:
     """A new run's folder and start, or an old one's."""
     every = service.server_checkpoint_every
-    if service.on_lost_state in MIRRORED and every != 1:
-        raise ConfigError(
-            f"on-lost-state={service.on_lost_state}: its mirror needs server-checkpoint-every=1, "
-            f"got {every}"
-        )
     if service.resume is not None:
         if service.out is not None and Path(service.out) != Path(service.resume):
             raise ConfigError(
@@ -136,12 +131,12 @@ def _opened(
         folder, before = RunFolder.open(Path(service.resume))
         require_same_run(folder, before, experiment.config)
         folder.require_checkpoint()
-        store = ServerStore(folder.checkpoint_path, experiment, service.policies)
+        store = ServerStore(folder.checkpoint_path, experiment, service.policies, every=every)
         checkpoint = store.load()
         cut_back(folder, experiment.config, checkpoint.server.round)
         return folder, store, checkpoint
     folder = RunFolder.create(out, experiment.config, engine="flower")
-    store = ServerStore(folder.checkpoint_path, experiment, service.policies)
+    store = ServerStore(folder.checkpoint_path, experiment, service.policies, every=every)
     if service.on_lost_state in MIRRORED:
         log(INFO, "fedef: the mirror of all g_i takes up to %.3g MB", store.mirror_bytes / 1e6)
     checkpoint = Checkpoint(experiment.server().state, token=secrets.token_hex(16))

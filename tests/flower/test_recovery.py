@@ -281,17 +281,33 @@ def test_a_mirror_needs_a_checkpoint_each_round(tmp_path):
         run(grid(tmp_path), EXPERIMENT, tmp_path / "run", service)
 
 
-def test_a_server_with_rare_checkpoints_comes_back_behind_its_clients(tmp_path):
-    """Killed in round 6 with checkpoints at 3 and 6: clients are ahead, so the policy decides."""
+def garbled(message, partition):
+    if partition == 2 and message.metadata.message_type == "train":
+        del message.content["payloads"]
+    return message
+
+
+@pytest.mark.parametrize(
+    "tamper", [lambda message, partition: message, garbled], ids=["", "poison"]
+)
+@pytest.mark.parametrize("at", [2, 16, 20, 24])
+def test_a_server_with_rare_checkpoints_goes_on_with_the_same_bits(tmp_path, at, tamper):
+    """Killed in rounds 1, 6, 7 and 8 with checkpoints at 0, 3 and 6: the journal has the others."""
     service = Service(server_checkpoint_every=3)
+    whole = grid(tmp_path / "whole", tamper=tamper)
+    run(whole, EXPERIMENT, tmp_path / "whole", service)
+    dying = killing(at)
     with pytest.raises(Killed):
-        run(grid(tmp_path, tamper=killing(16)), EXPERIMENT, tmp_path / "run", service)
-    again = {"server-checkpoint-every": 3, "resume": str(tmp_path / "run")}
-    with pytest.raises(StateMismatch, match="go on with another on-lost-state"):
-        run(grid(tmp_path), EXPERIMENT, tmp_path, Service.from_run_config(again))
-    again |= {"on-lost-state": "evict-by-reset"}
-    run(grid(tmp_path), EXPERIMENT, tmp_path, Service.from_run_config(again))
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["rounds"]) == ("completed", CONFIG.num_rounds)
-    assert summary["refusals"].keys() == {"lost-state"}
-    assert summary["excluded"] == {}
+        run(
+            grid(tmp_path / "run", tamper=lambda m, p: dying(tamper(m, p), p)),
+            EXPERIMENT,
+            tmp_path / "run",
+            service,
+        )
+    held = [path.name for path in (tmp_path / "run" / "journal").glob("*")]
+    assert sorted(held) == {2: [], 16: ["4.fdf", "5.fdf"], 20: [], 24: ["7.fdf"]}[at]
+    again = Service(server_checkpoint_every=3, resume=str(tmp_path / "run"))
+    nodes = grid(tmp_path / "run", seed=1, tamper=tamper)
+    run(nodes, EXPERIMENT, tmp_path, again)
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    assert not list((tmp_path / "run" / "journal").glob("*"))

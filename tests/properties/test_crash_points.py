@@ -23,8 +23,10 @@ CASES = [
     {"method": "norm-ef21-sgdm", "k": 1, "participation": 0.7, "value-format": "bfloat16"},
     {"method": "norm-ef21", "compressor": "rand-k", "k": 3, "schedule": "auto"},
     {"method": "ef21-sgdm", "k": 2, "init": "full", "local-batch-size": 2},
+    {"method": "norm-ef21-sgdm", "k": 2, "participation": 0.7, "schedule": "auto"},
 ]
-NAMES = ["ef21", "momentum", "rand-k", "full"]
+NAMES = ["ef21", "momentum", "rand-k", "full", "journal"]
+CHECKPOINT_EVERY = [1, 1, 1, 1, 3]
 VICTIMS = ("a client", "everybody")
 
 
@@ -72,6 +74,10 @@ def reference(case: int, lost: tuple[int, int] | None):
     return bits(engine.server, settled)
 
 
+def federation_in(folder, case):
+    return DurableFederation(experiment(case), folder, checkpoint_every=CHECKPOINT_EVERY[case])
+
+
 def run_with_crash(case, folder, disk, die_at, victim, kind):
     """Run to the end through one crash; return its bits and the reply that was lost, if any."""
     lost = []
@@ -91,12 +97,12 @@ def run_with_crash(case, folder, disk, die_at, victim, kind):
     federation = None
     while federation is None or federation.server.round < ROUNDS:
         try:
-            federation = federation or DurableFederation(experiment(case), folder)
+            federation = federation or federation_in(folder, case)
             federation.round(answer)
         except Killed:
             disk.fail_power(kind)
             disk.revive()
-            federation = DurableFederation(experiment(case), folder)
+            federation = federation_in(folder, case)
         scale = float(np.max(np.abs(federation.server.state.total), initial=1.0))
         assert federation.drift() <= 1e-14 * scale
     settled = {client: federation.settled(client) for client in range(3)}
@@ -135,7 +141,7 @@ def test_some_crash_points(case, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
 def test_every_crash_point(case, tmp_path, monkeypatch):
-    """Every boundary of four runs, with each of the six ways to die there: 2,844 crashes."""
+    """Every boundary of five runs, with each of the six ways to die there: 3,456 crashes."""
     crashed, points = survive(case, tmp_path, DyingDisk(monkeypatch), every=1)
     assert crashed == points >= 580
 

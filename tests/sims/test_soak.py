@@ -37,7 +37,7 @@ def test_the_command_prints_start_middle_and_end(tmp_path):
 
 @pytest.mark.slow
 def test_a_soak_over_grpc_sees_every_process(tmp_path):
-    config = Config(problem="polynomial", num_clients=2, num_rounds=4)
+    config = Config.from_flat({"problem": "polynomial", "num-clients": 2, "num-rounds": 4})
     seen = soak_nodes.soak(config, tmp_path / "soak.log")
     names = [name.split()[0] for name, samples in seen.samples.items() if len(samples) == 3]
     assert names.count("flower-supernode") == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from fedef.config import Config
 from fedef.datasets import find_file
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
-from fedef.problems.analytic import Analytic
+from fedef.problems.analytic import DealtRows, bounds_of
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, starting_point
 from fedef.problems.life_expectancy import FILE, LifeExpectancy, read_life_expectancy
@@ -45,7 +44,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Dro(Analytic):
+class Dro(DealtRows):
     """L_i(x, eta) = lambda mean_r psi*((l_r(x) - eta)/lambda) + eta over the client's rows r.
 
     psi*(t) = max(t/2 + 1, 0)^2 - 1, l_r(x) = (a_r.x - b_r)^2/2 + 0.1 sum_j log(1 + |x_j|),
@@ -70,11 +69,6 @@ class Dro(Analytic):
         """``dro``."""
         return "dro"
 
-    @cached_property
-    def num_examples(self) -> tuple[int, ...]:
-        """Rows of each client."""
-        return tuple(np.diff(self.bounds).tolist())
-
     @property
     def smoothness(self) -> Smoothness | None:
         """None: the gradient grows with the loss, and the paper states no constants."""
@@ -88,10 +82,7 @@ class Dro(Analytic):
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector
     ) -> LocalResult:
         """L_i and its gradient at (x, eta), on the client's `rows` (None: all of them)."""
-        held = slice(self.bounds[client], self.bounds[client + 1])
-        a, b = self.features[held], self.targets[held]
-        if rows is not None:
-            a, b = a[rows], b[rows]
+        a, b = self.held(client, rows, self.features, self.targets)
         if len(b) == 0:
             return LocalResult(0.0, np.zeros(self.dimension), buffers.copy())
         weights = np.full(len(b), 1 / len(b))
@@ -99,7 +90,7 @@ class Dro(Analytic):
 
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """L = sum_i w_i L_i and its gradient's norm, over the clients that have rows."""
-        of_rows = self._row_weights(weights)
+        of_rows = self.row_weights(weights)
         loss, gradient = value_and_gradient(self.features, self.targets, of_rows, x)
         return Evaluation(loss, norm(gradient), None)
 
@@ -113,15 +104,10 @@ class Dro(Analytic):
         weights
             (n,) of the clients.
         """
-        of_rows = self._row_weights(weights)
+        of_rows = self.row_weights(weights)
         losses = row_losses(self.features, self.targets, x[:-1])
         total = float(np.sum(of_rows))
         return total * inner_minimum(losses, of_rows / total)[0]
-
-    def _row_weights(self, weights: Vector) -> Vector:
-        sizes = np.array(self.num_examples)
-        holds = sizes > 0
-        return np.repeat(weights[holds] / sizes[holds], sizes[holds])
 
 
 def row_losses(a: NDArray[np.float64], b: NDArray[np.float64], x: Vector) -> NDArray[np.float64]:
@@ -244,7 +230,7 @@ def build(config: Config) -> Dro:
     return Dro(
         instance.features[order],
         instance.targets[order],
-        (0, *np.cumsum([len(part) for part in parts]).tolist()),
+        bounds_of(parts),
         starting_point(given, start),
     )
 

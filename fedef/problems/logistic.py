@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -15,7 +14,7 @@ from fedef.config import Config
 from fedef.datasets import BinaryData, binary_data
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
-from fedef.problems.analytic import Analytic
+from fedef.problems.analytic import DealtRows, bounds_of
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, read_npz, starting_point
 from fedef.randomness import stream
@@ -23,7 +22,7 @@ from fedef.vectors import IntVector, Vector, norm
 
 
 @dataclass(frozen=True)
-class Logistic(Analytic):
+class Logistic(DealtRows):
     """f_i(x) = mean_r log(1 + exp(-b_r a_r.x)) + lambda sum_j x_j^2/(1 + x_j^2), in float64.
 
     The mean is over the client's rows r. BLAS splits long products by its number of threads: for
@@ -45,11 +44,6 @@ class Logistic(Analytic):
         """``logistic``."""
         return "logistic"
 
-    @cached_property
-    def num_examples(self) -> tuple[int, ...]:
-        """Rows of each client."""
-        return tuple(np.diff(self.bounds).tolist())
-
     def labels(self, client: int) -> IntVector:
         """(m_i,) int64, -1 or +1: the classes of the client's rows."""
         start, stop = self.bounds[client], self.bounds[client + 1]
@@ -59,10 +53,7 @@ class Logistic(Analytic):
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector
     ) -> LocalResult:
         """f_i and its gradient at x, on the client's `rows` (None: all of them)."""
-        held = slice(self.bounds[client], self.bounds[client + 1])
-        features, labels = self.data.features[held], self.data.labels[held]
-        if rows is not None:
-            features, labels = features[rows], labels[rows]
+        features, labels = self.held(client, rows, self.data.features, self.data.labels)
         if len(labels) == 0:
             return LocalResult(0.0, np.zeros(self.dimension), buffers.copy())
         loss, gradient = _weighted(features, labels, np.full(len(labels), 1 / len(labels)), x)
@@ -99,10 +90,9 @@ class Logistic(Analytic):
 
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """Value and gradient norm of f = sum_i w_i f_i, over the clients that have rows."""
-        sizes = np.array(self.num_examples)
-        holds = sizes > 0
-        of_rows = np.repeat(weights[holds] / sizes[holds], sizes[holds])
+        of_rows = self.row_weights(weights)
         loss, gradient = _weighted(self.data.features, self.data.labels, of_rows, x)
+        holds = np.array(self.num_examples) > 0
         penalty, slope = _regularizer(self.lam * float(np.sum(weights[holds])), x)
         return Evaluation(loss + penalty, norm(gradient + slope), None)
 
@@ -126,7 +116,7 @@ def build(config: Config) -> Logistic:
     parts = _deal(config, data, owner)
     order = np.concatenate(parts)
     data = BinaryData(data.features[order], data.labels[order])
-    bounds = (0, *np.cumsum([len(part) for part in parts]).tolist())
+    bounds = bounds_of(parts)
     weights = np.diff(bounds) / len(order)
     if config.weighting == "uniform":
         weights = np.full(len(parts), 1 / len(parts))

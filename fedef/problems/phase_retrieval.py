@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.partitions import partition_for
-from fedef.problems.analytic import Analytic
+from fedef.problems.analytic import DealtRows, bounds_of
 from fedef.problems.base import Evaluation, LocalResult, Smoothness
 from fedef.problems.files import read_initial_point, starting_point
 from fedef.vectors import IntVector, Vector, norm
@@ -38,7 +37,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class PhaseRetrieval(Analytic):
+class PhaseRetrieval(DealtRows):
     """f_i(z) = 1/2 mean_r (y_r - (a_r.z)^2)^2 over the client's measurements r, in float64.
 
     ``gradient`` and ``gradient_norm`` are *half* of f's: mean_r ((a_r.z)^2 - y_r) (a_r.z) a_r, the
@@ -64,11 +63,6 @@ class PhaseRetrieval(Analytic):
         """``phase-retrieval``."""
         return "phase-retrieval"
 
-    @cached_property
-    def num_examples(self) -> tuple[int, ...]:
-        """Measurements of each client."""
-        return tuple(np.diff(self.bounds).tolist())
-
     @property
     def smoothness(self) -> Smoothness | None:
         """None: the gradient grows like ||z||^3, and the paper states no constants."""
@@ -82,10 +76,7 @@ class PhaseRetrieval(Analytic):
         self, client: int, x: Vector, *, rows: IntVector | None = None, buffers: Vector
     ) -> LocalResult:
         """f_i and half its gradient at x, on the client's `rows` (None: all of them)."""
-        held = slice(self.bounds[client], self.bounds[client + 1])
-        a, y = self.sensing[held], self.measured[held]
-        if rows is not None:
-            a, y = a[rows], y[rows]
+        a, y = self.held(client, rows, self.sensing, self.measured)
         if len(y) == 0:
             return LocalResult(0.0, np.zeros(self.dimension), buffers.copy())
         weights = np.full(len(y), 1 / len(y))
@@ -93,9 +84,7 @@ class PhaseRetrieval(Analytic):
 
     def evaluate(self, x: Vector, *, weights: Vector, buffers: Vector) -> Evaluation:
         """Value of f = sum_i w_i f_i and *half* its gradient's norm, without the empty clients."""
-        sizes = np.array(self.num_examples)
-        holds = sizes > 0
-        of_rows = np.repeat(weights[holds] / sizes[holds], sizes[holds])
+        of_rows = self.row_weights(weights)
         loss, direction = value_and_direction(self.sensing, self.measured, of_rows, x)
         return Evaluation(loss, norm(direction), None)
 
@@ -166,7 +155,7 @@ def build(config: Config) -> PhaseRetrieval:
     return PhaseRetrieval(
         instance.sensing[order],
         instance.measured[order],
-        (0, *np.cumsum([len(part) for part in parts]).tolist()),
+        bounds_of(parts),
         starting_point(given, start),
     )
 

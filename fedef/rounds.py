@@ -103,7 +103,7 @@ class Round:
 
     def averaged_buffers(self, weights: Weights, buffers: Vector) -> Vector:
         """Weighted mean of the accepted clients' buffers; unchanged where nobody has weight."""
-        weight = sum(weights[client] for client in self.accepted)
+        weight = sum(weights[client] for client in sorted(self.accepted))
         if not buffers.size or weight == 0:
             return buffers
         mean = np.zeros(buffers.size, dtype=np.float64)

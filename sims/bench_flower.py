@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.simulation import run_simulation
 from torch import nn
 
@@ -44,51 +44,36 @@ error_feedback = make_app(build)
 
 def fedavg(turn: Turn) -> None:
     """Flower's stock FedAvg, no evaluation."""
-
-    class Timed(FedAvg):
-        def configure_train(self, *arguments: Any) -> Iterable[Message]:
-            turn.wait()
-            return super().configure_train(*arguments)
-
-        def aggregate_train(self, *arguments: Any) -> Any:
-            result = super().aggregate_train(*arguments)
-            turn.done()
-            return result
-
-    def start(grid: Grid) -> None:
-        strategy = Timed(fraction_evaluate=0.0)
-        strategy.start(grid, ArrayRecord(mlp().state_dict()), num_rounds=10**9)
-
-    _simulate(start, plain)
+    strategy = FedAvg(fraction_evaluate=0.0)
+    _simulate(strategy, ArrayRecord(mlp().state_dict()), plain, turn)
 
 
 def fedef(turn: Turn) -> None:
     """The strategy and clients of fedef."""
-
-    class Timed(ErrorFeedback):
-        def configure_train(self, *arguments: Any) -> Iterable[Message]:
-            turn.wait()
-            return super().configure_train(*arguments)
-
-        def aggregate_train(self, *arguments: Any) -> Any:
-            result = super().aggregate_train(*arguments)
-            turn.done()
-            return result
-
-    def start(grid: Grid) -> None:
-        strategy = Timed(build(CONFIG))
-        strategy.start(grid, strategy.initial_arrays(), num_rounds=10**9)
-
-    _simulate(start, error_feedback)
+    strategy = ErrorFeedback(build(CONFIG))
+    _simulate(strategy, strategy.initial_arrays(), error_feedback, turn)
 
 
-def _simulate(start: Any, clients: ClientApp) -> None:
+def _simulate(strategy: Strategy, start: ArrayRecord, clients: ClientApp, turn: Turn) -> None:
+    """Rounds without end, each of which waits for its turn."""
+    configure, aggregate = strategy.configure_train, strategy.aggregate_train
+
+    def configured(*arguments: Any) -> Iterable[Message]:
+        turn.wait()
+        return configure(*arguments)
+
+    def aggregated(*arguments: Any) -> Any:
+        result = aggregate(*arguments)
+        turn.done()
+        return result
+
+    vars(strategy).update(configure_train=configured, aggregate_train=aggregated)  # of this one
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            start(grid)
+            strategy.start(grid, start, num_rounds=10**9)
         except SystemExit:  # Flower would wait for this thread's verdict for ever
             os._exit(0)
 

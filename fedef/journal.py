@@ -57,6 +57,7 @@ class Entry:
             "token": self.token,
             "round": self.round,
             "asked": self.heard.asked,
+            "early": self.heard.early,
             "messages": messages,
         }
         return arrays | {"facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
@@ -83,18 +84,16 @@ class Entry:
                 messages.append(Reply.from_parts(values, payloads.get(number, {})))
             else:
                 messages.append(Unread(told["reason"], told["client"]))
-        heard = Heard(tuple(facts["asked"]), tuple(messages))
+        heard = Heard(tuple(facts["asked"]), tuple(messages), facts["early"])
         return cls(facts["token"], facts["round"], tuple(arrays["weights"].tolist()), heard)
 
     def done_again(self, state: ServerState, start: Start) -> ServerState:
         """The state after the round, from the one before it."""
         session = start(state, self.weights)
+        early = self.heard.early
+        _tell(session, self.heard.messages[:early])
         session.begin_round(self.heard.asked)
-        for message in self.heard.messages:
-            if isinstance(message, Unread):
-                session.refuse(message.reason, message.client)
-            else:
-                session.receive(message)
+        _tell(session, self.heard.messages[early:])
         session.end_round()
         return session.state
 
@@ -154,3 +153,11 @@ class Journal:
         """In the order of the rounds."""
         found = (path for path in self._folder.glob("*.fdf") if path.stem.isdecimal())
         return sorted(found, key=lambda path: int(path.stem))
+
+
+def _tell(session: ServerSession, messages: Sequence[Reply | Unread]) -> None:
+    for message in messages:
+        if isinstance(message, Unread):
+            session.refuse(message.reason, message.client)
+        else:
+            session.receive(message)

@@ -67,6 +67,8 @@ class Heard:
     asked: tuple[int, ...]
     messages: tuple[Reply | Unread, ...]
     """In the order in which they came, refused ones too."""
+    early: int = 0
+    """How many of them came before the round began."""
 
 
 @dataclass
@@ -82,6 +84,8 @@ class Round:
     uplink_bytes: int = 0
     """Of all that arrived, refused or not."""
     messages: list[Reply | Unread] = field(default_factory=list)
+    early: int = 0
+    """How many of them came before the round began."""
     begun: bool = False
 
     def too_large(self, factor: float) -> list[int]:

@@ -169,6 +169,7 @@ class ServerSession:
         present = self.members.present(clients)
         tasks = {client: self._task(client, round, model, buffers) for client in present}
         self._round.tasks, self._round.begun = tasks, True
+        self._round.early = len(self._round.messages)
         self.heard = Heard((), ())
         return tuple(tasks.values())
 
@@ -259,7 +260,7 @@ class ServerSession:
             uplink_bytes=self._state.uplink_bytes + report.uplink_bytes,
             downlink_bytes=self._state.downlink_bytes + report.downlink_bytes,
         )
-        self.heard = Heard(report.asked, tuple(self._round.messages))
+        self.heard = Heard(report.asked, tuple(self._round.messages), self._round.early)
         self._round = Round()
         return report
 

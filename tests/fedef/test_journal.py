@@ -1,5 +1,7 @@
 """The journal between two checkpoints: what it holds, costs and refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ HEARD = Heard(
         Reply(7, 2, 1, "non-finite", loss=float("inf")),
         Unread("alien", 2),
     ),
+    early=1,
 )
 
 
@@ -76,3 +79,32 @@ def test_a_round_costs_its_updates_and_not_the_state(tmp_path):
     assert again.server.round == 3
     assert again.server.x.tobytes() == federation.server.x.tobytes()
     assert again.server.state.records == federation.server.state.records
+
+
+def test_a_round_done_again_ends_in_the_same_state():
+    """Messages of every kind: early, taken, repeated, stale, of another run, unread, of nobody."""
+    settings = {"problem": "polynomial", "num-clients": 3, "k": 1, "participation": 0.7}
+    experiment = Experiment.build(Config.from_flat(settings))
+    server = experiment.server()
+    clients = [experiment.client(client) for client in range(3)]
+    for _ in range(4):
+        before = server.state
+        server.receive(Reply(experiment.run_id, 0, server.round, "update"))
+        server.refuse("malformed", 1)
+        tasks = server.begin_round()
+        server.receive(Reply(1, tasks[0].client, server.round + 1, "update"))
+        replies = [clients[task.client].handle(task) for task in tasks]
+        for reply in [*replies, replies[0], replace(replies[0], round=99)]:
+            server.receive(reply)
+        server.refuse("malformed", tasks[-1].client)
+        server.refuse("alien")
+        server.end_round()
+        told = Entry("run", server.round, server.weights, server.heard)
+        again = Entry.from_arrays(told.to_arrays()).done_again(
+            before, lambda state, weights: experiment.server(state=state, weights=weights)
+        )
+        one, other = server.state.to_arrays(), again.to_arrays()
+        assert {n: a.tobytes() for n, a in one.items()} == {
+            n: a.tobytes() for n, a in other.items()
+        }
+    assert server.state.refusals == {"malformed": 8, "alien": 8, "duplicate": 4, "stale": 8}

@@ -17,7 +17,8 @@ from fedef.codec import decode_dense, encode, encode_dense
 from fedef.config import Config
 from fedef.experiment import Experiment
 from fedef.messages import UPDATE, Reply, Task
-from fedef.problems.torch_problem import SharedExamples, TorchProblem
+from fedef.problems.torch_examples import SharedExamples
+from fedef.problems.torch_problem import TorchProblem
 from fedef.server_session import ServerSession
 from fedef.shared_rows import SharedRows
 from fedef.updates import Update

@@ -26,8 +26,6 @@ from fedef.problems.torch_runtime import OneThread, hold_cudnn_to_its_bits, usab
 from fedef.randomness import stream_seed
 from fedef.vectors import IntVector, Vector, norm
 
-__all__ = ["SharedExamples", "TorchProblem"]
-
 _ROWS_IN_A_GROUP = 16384
 
 

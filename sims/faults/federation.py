@@ -13,6 +13,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from fedef.checkpoint import Checkpoint, read_checkpoint
 from fedef.client_store import ClientStore
@@ -37,6 +38,10 @@ from sims.processes import processes_of, temporary_home
 
 RESTART_SECONDS = 5.0
 """Between two starts of a node: a killed one is refused for up to a minute."""
+
+HUNG_SECONDS = 60.0
+"""After some broken connections Flower's SuperNode neither works nor ends: a node without any
+connection for so long is ended, as the watchdog of a device would."""
 
 SERVICE = Service(round_timeout=120.0, max_refusals=0)
 """A reply that the network lost is not waited for long, and a client is not excluded for damage
@@ -93,6 +98,7 @@ class FaultyFederation:
         self._seen, self._round_began, self._strike_at = 0, time.monotonic(), float("inf")
         self._last_stormy = stormy
         self._node_died: dict[int, float] = {}
+        self._connected: dict[int, float] = {}
         self._disks: dict[int, SmallDisk] = {}
         self._ill: dict[int, _Ailment] = {}
         self._must_miss: set[tuple[int, int]] = set()
@@ -149,6 +155,7 @@ class FaultyFederation:
     def _tick(self) -> None:
         for number, node in list(self._federation.nodes.items()):
             if node.poll() is None:
+                self._end_hung(number, node.pid)
                 continue
             died = self._node_died.setdefault(number, time.monotonic())
             if time.monotonic() > died + RESTART_SECONDS:
@@ -175,6 +182,18 @@ class FaultyFederation:
         if self._held and not self._victims and not self._ill:
             self._wire.share = 0.0
             self._calm.touch()
+
+    def _end_hung(self, number: int, process: int) -> None:
+        """End a node that has had no connection to the SuperLink for `HUNG_SECONDS`."""
+        with suppress(psutil.NoSuchProcess):
+            ends = psutil.Process(process).net_connections(kind="tcp")
+            now = time.monotonic()
+            if any(end.raddr and end.raddr.port == self._through for end in ends):
+                self._connected[number] = now
+            elif now > self._connected.setdefault(number, now) + HUNG_SECONDS:
+                os.kill(process, signal.SIGKILL)
+                self._tally.hung_nodes += 1
+                self._say(f"round {self._seen + 1}: node {number} hangs and is ended")
 
     @property
     def _held(self) -> bool:
@@ -205,6 +224,7 @@ class FaultyFederation:
 
     def _start_node(self, number: int) -> None:
         self._node_died.pop(number, None)
+        self._connected[number] = time.monotonic()
         self._tally.node_starts += 1
         own = clock.variables(
             self._home / "clock",

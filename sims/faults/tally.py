@@ -18,6 +18,8 @@ class Tally:
     """Done to connections, by kind."""
     full_disk_errors: int = 0
     """Errors of clients that name their full disk, as the server's log has them."""
+    hung_nodes: int = 0
+    """SuperNodes that lost their connection, did not end, and had to be ended."""
     node_starts: int = 0
     submissions: int = 0
     rounds_checked: int = 0

@@ -67,8 +67,12 @@ class Experiment:
         state: ServerState | None = None,
         policies: Policies = DEFAULT_POLICIES,
         mirror: Rows | None = None,
+        journaled: bool = False,
     ) -> ServerSession:
-        """Return the server's session, at the start or at a stored state."""
+        """Return the server's session, at the start or at a stored state.
+
+        `journaled`: whether it keeps what a round was told until the next one ends, for a journal.
+        """
         return ServerSession(
             run_id=self.run_id,
             seed=self.config.seed,
@@ -81,6 +85,7 @@ class Experiment:
             policies=policies,
             mirror=mirror,
             max_norm_factor=self.config.max_norm_factor,
+            journaled=journaled,
         )
 
     def client(self, client: int, *, state: ClientState | None = None) -> ClientSession:

@@ -59,6 +59,7 @@ class ServerSession:
         policies: Policies = DEFAULT_POLICIES,
         mirror: Rows | None = None,
         max_norm_factor: float | None = None,
+        journaled: bool = False,
     ) -> None:
         if (policies.on_lost_state in MIRRORED) != (mirror is not None):
             raise ConfigError(
@@ -86,9 +87,10 @@ class ServerSession:
             num_buffers=self._state.buffers.size,
             on_lost_state=policies.on_lost_state,
         )
+        self._journaled = journaled
         self._round = Round()
         self.heard = Heard((), ())
-        """What the last round was told; forgotten when the next one begins."""
+        """What the last round was told, for a journal; nothing unless `journaled`."""
 
     @property
     def state(self) -> ServerState:
@@ -170,7 +172,6 @@ class ServerSession:
         tasks = {client: self._task(client, round, model, buffers) for client in present}
         self._round.tasks, self._round.begun = tasks, True
         self._round.early = len(self._round.messages)
-        self.heard = Heard((), ())
         return tuple(tasks.values())
 
     def receive(self, reply: Reply) -> str | None:
@@ -183,7 +184,8 @@ class ServerSession:
         StateMismatch
             If the client does not hold the state that the server's mean contains.
         """
-        self._round.messages.append(reply)
+        if self._journaled:
+            self._round.messages.append(reply)
         self._round.uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
         verdict = self._verdict(reply)
         if isinstance(verdict, Accepted):
@@ -194,7 +196,8 @@ class ServerSession:
 
     def refuse(self, reason: str, client: int | None = None) -> None:
         """Count a message that cannot be given to `receive`; `client`: who sent it, if known."""
-        self._round.messages.append(Unread(reason, client))
+        if self._journaled:
+            self._round.messages.append(Unread(reason, client))
         self._refuse(reason, client)
 
     def _refuse(self, reason: str, client: int | None) -> None:

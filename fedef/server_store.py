@@ -9,7 +9,7 @@ journal, from which it is done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.journal import Entry, Journal
 from fedef.members import MIRRORED, Policies
+from fedef.rounds import RoundReport
 from fedef.server_session import Rows, ServerSession
 from fedef.state import ServerState
 from fedef.updates import Update
@@ -143,11 +144,18 @@ class ServerStore:
                 f"server-checkpoint-every=1, got {every}"
             )
         self._path, self._experiment = path, experiment
-        self._policies, self._every = policies, every
+        self._every = every
+        self._known = experiment.weights
+        """Weights at the last checkpoint."""
         self._journal = Journal(path.with_name("journal"))
         self._mirrors = policies.on_lost_state in MIRRORED
         self.mirror: Mirror | None = None
         """There from the first `save` or from `load` on."""
+
+    @property
+    def journals(self) -> bool:
+        """Whether rounds go without a checkpoint, so that the session must be `journaled`."""
+        return self._every > 1
 
     @property
     def rows(self) -> Rows | None:
@@ -160,16 +168,38 @@ class ServerStore:
         problem = self._experiment.problem
         return self._experiment.num_clients * problem.dimension * problem.dtype.itemsize
 
-    def keep(self, checkpoint: Checkpoint, session: ServerSession, *, last: bool = False) -> None:
-        """Have the round that the session ended on the disk: in a checkpoint or in the journal.
+    def keep(
+        self,
+        checkpoint: Checkpoint,
+        session: ServerSession,
+        report: RoundReport,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Have the round of the report on the disk: in a checkpoint or in the journal.
 
         `last`: the run ends with it, in a checkpoint.
         """
         if last or session.round % self._every == 0:
             self.save(checkpoint, session)
         else:
-            entry = Entry(checkpoint.token, session.round, session.weights, session.heard)
-            self._journal.append(entry)
+            weights = {
+                client: weight
+                for client, (weight, known) in enumerate(
+                    zip(session.weights, self._known, strict=True)
+                )
+                if weight != known
+            }
+            self._journal.append(
+                Entry(
+                    checkpoint.token,
+                    report.round,
+                    session.members.policies,
+                    weights,
+                    report.accepted,
+                    session.heard,
+                )
+            )
 
     def save(self, checkpoint: Checkpoint, session: ServerSession | None = None) -> Checkpoint:
         """Have the session's state, or the start, on the disk; return the new checkpoint.
@@ -191,6 +221,7 @@ class ServerStore:
         checkpoint = replace(checkpoint, has_mirror=self.mirror is not None)
         write_checkpoint(self._path, checkpoint, experiment=self._experiment)
         self._journal.forget(checkpoint.server.round)
+        self._known = checkpoint.weights or self._known
         self._bring_up(checkpoint)
         return checkpoint
 
@@ -204,9 +235,11 @@ class ServerStore:
             written without the mirror that is asked for.
         """
         checkpoint = read_checkpoint(self._path, experiment=self._experiment)
+        self._known = checkpoint.weights or self._known
+        journal = self._journal.after(checkpoint.server.round, checkpoint.token)
         if self._mirrors:
             known = bool(checkpoint.server.records)  # else every g_i is zero
-            if known and not checkpoint.has_mirror:
+            if journal or (known and not checkpoint.has_mirror):
                 raise ConfigError(
                     "on-lost-state: the run kept no mirror of the clients' states so far; "
                     "go on with stop, evict-by-reset or dense-resync"
@@ -215,13 +248,16 @@ class ServerStore:
             if known:
                 self.mirror.require(checkpoint.token, checkpoint.server.round)
             self._bring_up(checkpoint)
-        for entry in self._journal.after(checkpoint.server.round, checkpoint.token):
-            state = entry.done_again(checkpoint.server, self._start)
-            checkpoint = replace(checkpoint, server=state, weights=entry.weights)
+        for entry in journal:
+            session = entry.done_again(checkpoint.server, self._start)
+            checkpoint = replace(checkpoint, server=session.state, weights=session.weights)
         return checkpoint
 
-    def _start(self, state: ServerState, weights: Sequence[float]) -> ServerSession:
-        return self._experiment.server(state=state, weights=weights, policies=self._policies)
+    def _start(
+        self, state: ServerState, weights: Mapping[int, float], policies: Policies
+    ) -> ServerSession:
+        own = [weights.get(client, known) for client, known in enumerate(self._known)]
+        return self._experiment.server(state=state, weights=own, policies=policies)
 
     def _open_mirror(self, *, new: bool) -> Mirror:
         problem = self._experiment.problem

@@ -1,4 +1,7 @@
-"""How a run is served: folders, checkpoints, patience. None of it decides the bits of a run."""
+"""How a run is served: folders, checkpoints, patience, policies.
+
+None of it decides the bits of a run in which nobody fails.
+"""
 
 from __future__ import annotations
 

@@ -68,6 +68,7 @@ class DurableFederation:
             state=self._checkpoint.server,
             policies=policies,
             mirror=self._store.rows,
+            journaled=self._store.journals,
         )
 
     def round(self, answer: Answer | None = None) -> RoundReport:
@@ -81,7 +82,7 @@ class DurableFederation:
             if reply is not None:
                 self.server.receive(reply)
         report = self.server.end_round()
-        self._store.keep(self._checkpoint, self.server)
+        self._store.keep(self._checkpoint, self.server, report)
         return report
 
     def answer(self, task: Task) -> Reply:

@@ -33,6 +33,8 @@ SETTINGS = {
 }
 SLACK_BYTES = 8_000_000
 """Memory that the interpreter may take more at the end than after the first twentieth."""
+SLACK_FILES = 10
+"""Open files likewise: a server's connections come and go."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def growth(start: Sample, end: Sample) -> list[str]:
     grew = []
     if end.memory_bytes > start.memory_bytes + SLACK_BYTES:
         grew.append(f"memory by {(end.memory_bytes - start.memory_bytes) / 1e6:.1f} MB")
-    if end.open_files > start.open_files:
+    if end.open_files > start.open_files + SLACK_FILES:
         grew.append(f"open files from {start.open_files} to {end.open_files}")
     if end.folder_bytes > 2 * start.folder_bytes:
         grew.append(f"the folder from {start.folder_bytes} to {end.folder_bytes} bytes")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from sims.soak import Sample, folder_bytes, growth, marks
 
 DAEMONS = ("flower-superlink", "flower-superexec", "flower-supernode", "flwr-serverapp")
 STATES = "states"
+MARKS = 3
 EMPTY_ROUNDS = 10
 
 
@@ -139,10 +141,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     settings = {"problem": given.problem, "num-clients": given.nodes, "num-rounds": given.rounds}
     seen = soak(Config.from_flat(settings), given.log)
+    living = Counter(name.split()[0] for name, own in seen.samples.items() if len(own) == MARKS)
+    wanted = {"flower-superlink": 1, "flwr-serverapp": 1, "flower-supernode": given.nodes}
+    missing = [name for name, count in wanted.items() if living[name] != count]
+    if missing:
+        sys.exit(f"soak: {', '.join(missing)} did not live through the run; see {given.log}")
     print(f"after rounds {', '.join(map(str, marks(given.rounds)))}:")
     grew = []
     for name, samples in seen.samples.items():
-        if len(samples) == len(marks(given.rounds)):  # others lived for one message
+        if len(samples) == MARKS:  # others lived for one message
             memory = " ".join(f"{sample.memory_bytes / 1e6:7.1f}" for sample in samples)
             files = " ".join(f"{sample.open_files:3}" for sample in samples)
             size = " ".join(f"{sample.folder_bytes / 1e3:7.1f}" for sample in samples)

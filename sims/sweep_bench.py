@@ -50,7 +50,7 @@ def measure(*, runs: int, seconds: float, workers: int) -> Overhead:
     return Overhead(runs, max(1, workers), wall, median(timing["wall-seconds"]))
 
 
-def _rounds(folder: Path, seconds: float, *, trial: int = 50) -> int:
+def _rounds(folder: Path, seconds: float, *, trial: int = 1000) -> int:
     """Rounds that take so long, from a second trial: the first one imports."""
     flat = Config.from_flat({**_BASE, "num-rounds": trial}).to_flat()
     run_into(flat, folder / "first")

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 
 from flwr.app import Context
@@ -75,12 +75,12 @@ def run(
 
     def on_round(report: RoundReport, session: ServerSession, envelope: int) -> None:
         recorder.round_ended(report, session, envelope_bytes=envelope)
-        ended = recorder.stopped_by(session) is not None
+        rule = recorder.stopped_by(session)
         every = service.server_checkpoint_every
         if every:
             folder.sync_rounds()
-            store.keep(checkpoint, session, last=ended)
-        if recorder.stopped_by(session) not in (None, LAST_ROUND):
+            store.keep(checkpoint, session, report, last=rule is not None)
+        if rule not in (None, LAST_ROUND):
             raise _Stopped
         recorder.round_began()
 
@@ -90,6 +90,7 @@ def run(
         checkpoint=checkpoint,
         policies=service.policies,
         mirror=store.rows,
+        journaled=store.journals,
         round_seconds=service.round_timeout,
         min_replies=service.min_replies,
         stop_on_few=service.on_few_replies == "stop",
@@ -133,6 +134,14 @@ def _opened(
         folder.require_checkpoint()
         store = ServerStore(folder.checkpoint_path, experiment, service.policies, every=every)
         checkpoint = store.load()
+        ahead = sum(line["round"] > checkpoint.server.round for line in folder.rounds())
+        if ahead > 1:  # a crash explains one: a round's line is on the disk before the round
+            log(
+                WARNING,
+                "fedef: %d rounds of rounds.jsonl are in no checkpoint and in no journal; they are "
+                "done again, and the clients that took part in them are ahead of the server",
+                ahead,
+            )
         cut_back(folder, experiment.config, checkpoint.server.round)
         return folder, store, checkpoint
     folder = RunFolder.create(out, experiment.config, engine="flower")

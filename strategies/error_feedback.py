@@ -20,6 +20,7 @@ from fedef.experiment import Experiment
 from fedef.members import Policies
 from fedef.messages import Task
 from fedef.recorder import named_model
+from fedef.refusals import ALIEN, MALFORMED
 from fedef.server_session import DEFAULT_POLICIES, RoundReport, Rows, ServerSession, client_weights
 from fedef.vectors import Vector
 from strategies.records import content_of, reply_from
@@ -59,6 +60,8 @@ class ErrorFeedback(Strategy):
         What to do about clients that fail or lie.
     mirror
         Every client's g_i, for the policies that need it.
+    journaled
+        Whether the session keeps what a round was told, for the journal.
     min_replies
         Updates that a round needs: a share of the clients asked if below 1, else a count.
     stop_on_few
@@ -83,6 +86,7 @@ class ErrorFeedback(Strategy):
         checkpoint: Checkpoint | None = None,
         policies: Policies = DEFAULT_POLICIES,
         mirror: Rows | None = None,
+        journaled: bool = False,
         min_replies: float = 0.0,
         stop_on_few: bool = False,
         min_clients: int = 0,
@@ -94,6 +98,7 @@ class ErrorFeedback(Strategy):
         self._checkpoint = checkpoint or Checkpoint(experiment.server().state)
         self._policies = policies
         self._mirror = mirror
+        self._journaled = journaled
         self._min_replies = min_replies
         self._stop_on_few = stop_on_few
         self._min_clients = min_clients
@@ -243,6 +248,7 @@ class ErrorFeedback(Strategy):
             state=started.server,
             policies=self._policies,
             mirror=self._mirror,
+            journaled=self._journaled,
         )
         for client, weight in enumerate(weights):
             if weight and session.weights[client] != weight and client in session.state.records:
@@ -300,10 +306,10 @@ class ErrorFeedback(Strategy):
         try:
             reply = reply_from(message.content)
         except CorruptPayload:
-            self._refuse("malformed", sender)
+            self._refuse(MALFORMED, sender)
             return False
         if reply.client != sender:
-            self._refuse("alien", sender)
+            self._refuse(ALIEN, sender)
             return False
         reason = self.session.receive(reply)
         if reason is not None:

@@ -7,6 +7,7 @@ from importlib import import_module
 from fedef.config import Config
 from fedef.errors import ConfigError
 from fedef.problems.base import Problem
+from fedef.threads import limit_what_was_loaded
 
 _WITH_TORCH = {
     "digits-softmax": "digits",
@@ -44,5 +45,8 @@ def build_problem(config: Config) -> Problem:
             f"device: problem={config.problem} is NumPy's and runs on the CPU, got "
             f"{config.device!r}; set device=cpu"
         )
-    problem: Problem = import_module(f"fedef.problems.{_MODULES[config.problem]}").build(config)
+    module = import_module(f"fedef.problems.{_MODULES[config.problem]}")
+    limit_what_was_loaded()
+    problem: Problem = module.build(config)
+    limit_what_was_loaded()  # again: readers of data import their libraries, too
     return problem

@@ -19,6 +19,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss of (outputs, targets), a scalar."""
 
 
+KEPT_ENTRIES = 2**24
+"""Of many clients' gradients: up to 64 MiB the memory for them is kept for the next call."""
+
+
 class FlatModule:
     """Loss and gradient of the module at the x and buffers that were loaded last.
 
@@ -54,6 +58,7 @@ class FlatModule:
             )
         self.buffers = ModuleBuffers(module)
         self._loaded: Vector | None = None
+        self._gradients = np.empty((0, self.layout.dimension), dtype=np.float32)
 
     def flat(self) -> Vector:
         """(d,) float32: the parameters, a copy, while they are on the CPU."""
@@ -118,6 +123,8 @@ class FlatModule:
     ) -> tuple[list[float], NDArray[np.float32]]:
         """Losses (B,) and gradients (B, d) of B clients with m rows each; inputs (B, m, ...).
 
+        The gradients are there until the next call: fresh memory would take most of the time.
+
         Raises
         ------
         ConfigError
@@ -139,8 +146,19 @@ class FlatModule:
                 f"{self._name}: torch cannot compute the gradients of many clients in one pass "
                 f"({str(error).splitlines()[0]}); set batched=false"
             ) from None
-        flat = torch.cat([gradients[name].reshape(len(targets), -1) for name in named], dim=1)
-        return losses.tolist(), np.asarray(flat.cpu().numpy())
+        flat = self._room(len(targets))
+        for (start, stop), name in zip(self.layout.bounds, named, strict=True):
+            flat[:, start:stop] = gradients[name].reshape(len(targets), -1).cpu().numpy()
+        return losses.tolist(), flat
+
+    def _room(self, count: int) -> NDArray[np.float32]:
+        """(count, d) to write into, the same memory each time unless it is much."""
+        if count <= len(self._gradients):
+            return self._gradients[:count]
+        room = np.empty((count, self.layout.dimension), dtype=np.float32)
+        if room.size <= KEPT_ENTRIES:
+            self._gradients = room
+        return room
 
     def accuracy(self, examples: Examples) -> float:
         """Share of the examples whose class is that of the largest output."""

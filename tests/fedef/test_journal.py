@@ -10,8 +10,10 @@ from fedef.durable import read_arrays, write_arrays
 from fedef.errors import ConfigError
 from fedef.experiment import Experiment
 from fedef.journal import Entry, Journal
+from fedef.members import Policies
 from fedef.messages import Reply
 from fedef.rounds import Heard, Unread
+from fedef.server_store import ServerStore
 from sims.durable_federation import DurableFederation
 
 HEARD = Heard(
@@ -27,7 +29,11 @@ HEARD = Heard(
 
 
 def entry(round=1, token="run"):
-    return Entry(token, round, (1.0, 0.5, 1 / 3), HEARD)
+    return Entry(token, round, Policies("evict-by-reset", 3), {1: 0.5, 2: 1 / 3}, (0,), HEARD)
+
+
+def bits(state):
+    return {name: array.tobytes() for name, array in state.to_arrays().items()}
 
 
 def test_an_entry_returns_bit_for_bit(tmp_path):
@@ -56,10 +62,10 @@ def test_what_is_not_this_run_whole_is_refused(tmp_path):
     path = tmp_path / "4.fdf"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(ConfigError, match="corrupt"):
+    with pytest.raises(ConfigError, match=r"corrupt.*remove the journal"):
         journal.after(3, "run")
     write_arrays(path, {"facts": np.frombuffer(b"{}", dtype=np.uint8)})
-    with pytest.raises(ConfigError, match=r"KeyError.*remove the journal"):
+    with pytest.raises(ConfigError, match=r"'messages'.*remove the journal"):
         journal.after(3, "run")
 
 
@@ -85,8 +91,12 @@ def test_a_round_done_again_ends_in_the_same_state():
     """Messages of every kind: early, taken, repeated, stale, of another run, unread, of nobody."""
     settings = {"problem": "polynomial", "num-clients": 3, "k": 1, "participation": 0.7}
     experiment = Experiment.build(Config.from_flat(settings))
-    server = experiment.server()
+    server = experiment.server(journaled=True)
     clients = [experiment.client(client) for client in range(3)]
+
+    def start(state, weights, policies):
+        return experiment.server(state=state, policies=policies)
+
     for _ in range(4):
         before = server.state
         server.receive(Reply(experiment.run_id, 0, server.round, "update"))
@@ -98,13 +108,55 @@ def test_a_round_done_again_ends_in_the_same_state():
             server.receive(reply)
         server.refuse("malformed", tasks[-1].client)
         server.refuse("alien")
-        server.end_round()
-        told = Entry("run", server.round, server.weights, server.heard)
-        again = Entry.from_arrays(told.to_arrays()).done_again(
-            before, lambda state, weights: experiment.server(state=state, weights=weights)
-        )
-        one, other = server.state.to_arrays(), again.to_arrays()
-        assert {n: a.tobytes() for n, a in one.items()} == {
-            n: a.tobytes() for n, a in other.items()
-        }
+        accepted = server.end_round().accepted
+        told = Entry("run", server.round, Policies(), {}, accepted, server.heard)
+        again = Entry.from_arrays(told.to_arrays())
+        assert bits(again.done_again(before, start).state) == bits(server.state)
+        other = replace(again, accepted=())
+        with pytest.raises(ConfigError, match=f"round {server.round} does not come out as it did"):
+            other.done_again(before, start)
     assert server.state.refusals == {"malformed": 8, "alien": 8, "duplicate": 4, "stale": 8}
+
+
+def test_rounds_are_done_again_by_the_policies_under_which_they_were_done(tmp_path):
+    """A run may go on with others: what it did stays as it was."""
+    settings = {"problem": "polynomial", "num-clients": 3, "k": 1, "schedule": "constant"}
+    experiment = Experiment.build(Config.from_flat({**settings, "step-size": 1e-4}))
+    policies = Policies("evict-by-reset", 0)
+    federation = DurableFederation(experiment, tmp_path, policies=policies, checkpoint_every=100)
+    for round in range(1, 7):
+        if round == 3:
+            federation.store(1).path.unlink()
+        liar = round in (4, 5)
+        federation.round(
+            lambda task, liar=liar: (
+                replace(federation.answer(task), update=b"")
+                if liar and task.client == 0
+                else federation.answer(task)
+            )
+        )
+    assert federation.server.state.refusals == {"lost-state": 1, "malformed": 2}
+    for other in (Policies("stop", 0), Policies("dense-resync", 2), Policies("stop", 1)):
+        again = ServerStore(tmp_path / "checkpoint.fdf", experiment, other, every=100).load()
+        assert bits(again.server) == bits(federation.server.state)
+    with pytest.raises(ConfigError, match="kept no mirror"):
+        ServerStore(tmp_path / "checkpoint.fdf", experiment, Policies("hand-back")).load()
+
+
+def test_what_a_kill_left_goes_with_the_next_checkpoint(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append(entry(1))
+    (tmp_path / ".2.fdf.99.part").write_bytes(b"half")
+    assert len(journal.after(0, "run")) == 1
+    journal.forget(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_written_where_they_changed(tmp_path):
+    """20,000 clients, three of them asked: an entry has no room for 20,000 weights."""
+    settings = {"problem": "polynomial", "num-clients": 20_000, "k": 1, "participation": 2e-4}
+    experiment = Experiment.build(Config.from_flat(settings))
+    federation = DurableFederation(experiment, tmp_path, checkpoint_every=10)
+    federation.round()
+    (path,) = (tmp_path / "journal").iterdir()
+    assert path.stat().st_size < 4_000 < (tmp_path / "checkpoint.fdf").stat().st_size

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from fedef.allocator import keep_freed_memory
 from fedef.client_session import ClientSession
 from fedef.config import Config
 from fedef.members import Policies
@@ -48,6 +49,7 @@ class Experiment:
         ConfigError
             If k does not fit the dimension, or the schedule needs constants that are unknown.
         """
+        keep_freed_memory()
         return cls(config, problem, make_method(config, problem), run_id(config))
 
     @property

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np  # noqa: F401 - brings a library to limit
 from threadpoolctl import threadpool_info
 
 from fedef.threads import limit_what_was_loaded, single_threaded

@@ -8,6 +8,8 @@
     summary.json        the result
     model.safetensors   the last model, by the parameters' names
     checkpoint.fdf      what a resumed run needs
+    journal/            on Flower: the rounds since the checkpoint, see `journal`
+    mirror.npy, .json   on Flower: every client's g_i, where the policy needs it, see `server_store`
 """
 
 from __future__ import annotations

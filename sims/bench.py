@@ -94,6 +94,8 @@ def whole_rounds(*, turns: int) -> Iterator[Row]:
 
     FedAvg here is one full-batch gradient step of every client in a round, so that all compute the
     same gradients; ours also compresses, encodes, decodes and checks. Start-up counts for nobody.
+    Flower's FedAvg has Ray as Flower starts it, the Flower engine as `fedef run` has it started
+    (`ray_tuning`).
     """
     for ours, beside, asked in COMPARISONS:
         if installed(beside):

@@ -43,6 +43,8 @@ def _ignore(report: RoundReport, session: ServerSession, envelope: int) -> None:
 class ErrorFeedback(Strategy):
     """Error feedback with normalized steps, for clients that run `clients.app`.
 
+    An app that exists already, with a ClientApp of its own, takes `strategies.adoption` instead.
+
     Parameters
     ----------
     experiment

@@ -33,8 +33,6 @@ SETTINGS = {
 }
 SLACK_BYTES = 8_000_000
 """Memory that the interpreter may take more at the end than after the first twentieth."""
-SLACK_FILES = 10
-"""Open files likewise: a server's connections come and go."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,15 @@ def marks(rounds: int) -> tuple[int, int, int]:
     return max(1, rounds // 20), max(1, rounds // 2), rounds
 
 
-def growth(start: Sample, end: Sample) -> list[str]:
-    """What grew on the way, in words; empty: nothing."""
+def growth(start: Sample, end: Sample, *, connections: int = 0) -> list[str]:
+    """What grew on the way, in words; empty: nothing.
+
+    `connections`: open files that a server may have more, since its connections come and go.
+    """
     grew = []
     if end.memory_bytes > start.memory_bytes + SLACK_BYTES:
         grew.append(f"memory by {(end.memory_bytes - start.memory_bytes) / 1e6:.1f} MB")
-    if end.open_files > start.open_files + SLACK_FILES:
+    if end.open_files > start.open_files + connections:
         grew.append(f"open files from {start.open_files} to {end.open_files}")
     if end.folder_bytes > 2 * start.folder_bytes:
         grew.append(f"the folder from {start.folder_bytes} to {end.folder_bytes} bytes")

@@ -90,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--log", type=Path, default=Path("wire_bench.log"))
     given = parser.parse_args(arguments)
+    if given.rounds < 2 or min(given.dimensions) < 1:
+        parser.error(
+            "--rounds must be at least 2, since a round's time is between two ends, and "
+            "each of --dimensions at least 1"
+        )
     kinds = [("empty", 1)]
     kinds += [(kind, d) for d in given.dimensions for kind in ("fedavg", "fedef")]
     rows = measure(kinds, rounds=given.rounds, log_path=given.log)

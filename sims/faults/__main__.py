@@ -40,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     given = parser.parse_args(arguments)
     chosen = {"num-clients": given.nodes, "num-rounds": given.rounds, "seed": given.seed}
+    for name in ("node_kills", "server_kills", "full_disks", "clock_moves"):
+        if getattr(given, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative")
+    for name in ("message_faults", "wire_faults"):
+        if not 0 <= getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is a share: at least 0 and below 1")
     faults = Faults(**{of.name: getattr(given, of.name) for of in fields(Faults)})
     try:
         config = Config.from_flat({**chosen, "problem": given.problem})

@@ -272,3 +272,20 @@ def test_a_full_disk_a_wrong_clock_and_a_bad_wire_cost_no_update(tmp_path, disk)
     assert tally.same_bits
     assert tally.full_disk_errors >= 1
     assert sum(tally.wire_faults.values()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("sims.faults", "--message-faults 2", "--message-faults is a share"),
+        ("sims.faults", "--node-kills -1", "--node-kills must not be negative"),
+        ("sims.wire_bench", "--rounds 1", "--rounds must be at least 2"),
+        ("sims.soak_nodes", "--problem nope", "error problem: input should be"),
+    ],
+)
+def test_bad_options_are_refused_in_a_line(module, arguments, said):
+    command = [sys.executable, "-m", module, *arguments.split()]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr

@@ -22,7 +22,9 @@ def test_growth_is_told():
     start = Sample(1, 100_000_000, 5, 1000)
     assert growth(start, start) == []
     assert growth(start, replace(start, memory_bytes=120_000_000)) == ["memory by 20.0 MB"]
-    assert growth(start, replace(start, open_files=16)) == ["open files from 5 to 16"]
+    assert growth(start, replace(start, open_files=6)) == ["open files from 5 to 6"]
+    assert growth(start, replace(start, open_files=6), connections=1) == []
+    assert growth(start, replace(start, open_files=7), connections=1) != []
     assert growth(start, replace(start, folder_bytes=2001)) == [
         "the folder from 1000 to 2001 bytes"
     ]

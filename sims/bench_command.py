@@ -21,6 +21,9 @@ def bench_command(
     from sims.bench import run_benchmarks
 
     table = Table("what", "ours", "beside", "ratio", "asked")
-    for row in run_benchmarks(turns=turns, only=only):
-        table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:.3g}")
-    _out.print(table)
+    try:
+        for row in run_benchmarks(turns=turns, only=only):
+            table.add_row(row.what, row.ours, row.beside, f"{row.ratio:.3f}", f"<= {row.asked:.3g}")
+    finally:  # what was measured is shown, whatever happens to the rest
+        if table.rows:
+            _out.print(table)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from fedef.errors import ConfigError
+from fedef.errors import ConfigError, FedefError
 from sims.bench import GROUPS, run_benchmarks
+from sims.bench_command import bench_command
 from sims.bench_scale import clients_not_asked, server_rounds, tiny_clients
 from sims.bench_table import WARM_UP, Row, compare
 
@@ -47,3 +48,16 @@ def test_an_unknown_group_is_an_error():
     assert set(GROUPS) == {"core", "rounds", "tiny", "clients", "server"}
     with pytest.raises(ConfigError, match="only: must be one of core, .*, got 'fast'"):
         next(run_benchmarks(turns=1, only="fast"))
+
+
+def test_a_benchmark_that_fails_has_shown_what_it_had_measured(monkeypatch, capsys):
+    def failing(**options):
+        yield Row("one / other", "1.00 ms", "2.00 ms", 0.5, asked=0.62)
+        raise FedefError("benchmark: pfl-fedavg failed")
+
+    monkeypatch.setattr("sims.bench.run_benchmarks", failing)
+    with pytest.raises(FedefError, match="pfl-fedavg failed"):
+        bench_command(turns=1)
+    shown = capsys.readouterr().out
+    assert "one / other" in shown
+    assert "0.500" in shown

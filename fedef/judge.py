@@ -6,20 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedef.codec import Decoded, decode, decode_dense
-from fedef.compressors import Compressor, Identity
+from fedef.codec import decode_dense
 from fedef.errors import CorruptPayload, StateMismatch
 from fedef.members import STOP
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
-from fedef.methods import Method
-from fedef.randomness import stream_seed
+from fedef.reader import Reader
 from fedef.refusals import LOST_STATE, MALFORMED, STALE
 from fedef.state import next_digest
 from fedef.updates import Update
 from fedef.vectors import Vector
-
-LARGEST_VALUE = 1e150
-"""Values beyond it are refused: one of them must not overflow the mean or its squared norm."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +39,16 @@ class Accepted:
 class Judge:
     """Knows what an honest client of one run sends."""
 
-    method: Method
-    seed: int
-    """The run's."""
+    reader: Reader
     num_buffers: int
     """b: length of the buffers that travel."""
     on_lost_state: str
     """The policy."""
 
-    def verdict(self, reply: Reply, task: Task) -> Accepted | str:
+    def verdict(self, reply: Reply, task: Task, update: Update | None = None) -> Accepted | str:
         """Return what the reply to a task brings, or the reason for a refusal.
+
+        `update`: what a `Reader` has read in it; None: it is read here.
 
         Raises
         ------
@@ -77,21 +72,13 @@ class Judge:
         if reply.status != UPDATE:
             return MALFORMED
         try:
-            return self._decoded(reply, task)
+            return self._decoded(reply, task, update)
         except CorruptPayload:
             return MALFORMED
 
-    def _decoded(self, reply: Reply, task: Task) -> Accepted:
-        compressor = self.method.compressor
-        if task.dense or (self.method.dense_start and task.acked == 0):
-            compressor = Identity(compressor.dimension)
-        decoded = decode(
-            reply.update,
-            dimension=compressor.dimension,
-            max_entries=compressor.max_entries,
-            largest=LARGEST_VALUE,
-        )
-        self._check_form(decoded, compressor, reply)
+    def _decoded(self, reply: Reply, task: Task, update: Update | None) -> Accepted:
+        if update is None:
+            update = self.reader.update(reply, task)
         if not np.isfinite(reply.loss):
             raise CorruptPayload("the loss is not finite")
         buffers: Vector = np.empty(0)
@@ -100,30 +87,15 @@ class Judge:
         elif reply.buffers:
             raise CorruptPayload("buffers where none are expected")
         summary = None
-        if self.method.summary is not None:
-            summary = self.method.summary.decode(reply.sketch)
+        if self.reader.method.summary is not None:
+            summary = self.reader.method.summary.decode(reply.sketch)
         elif reply.sketch:
             raise CorruptPayload("a sketch where none is expected")
         return Accepted(
-            update=decoded.update,
+            update=update,
             buffers=buffers,
             loss=reply.loss,
             digest=next_digest(task.digest, reply.update),
             summary=summary,
             evaluations=max(0, reply.evaluations),
         )
-
-    def _check_form(self, decoded: Decoded, compressor: Compressor, reply: Reply) -> None:
-        """Refuse a payload that this run's honest clients would not send."""
-        expected, entries = compressor.kind, decoded.update.values.size
-        if decoded.kind != expected or decoded.value_format is not self.method.value_format:
-            raise CorruptPayload(f"a {decoded.kind} payload where a {expected} one is expected")
-        if decoded.round != reply.round:
-            raise CorruptPayload("the payload is of another round than the reply")
-        # Top-k leaves out entries that are zero; a dense one has all d, or it was not decoded.
-        if expected == "seeded" and entries != compressor.max_entries:
-            raise CorruptPayload(f"{entries} entries where {compressor.max_entries} are drawn")
-        if expected == "seeded" and decoded.update.seed != stream_seed(
-            self.seed, "compressor", reply.client, reply.round
-        ):
-            raise CorruptPayload("the positions are not those that the shared seed draws")

@@ -16,6 +16,7 @@ from fedef.messages import Reply, Task
 from fedef.methods import Method
 from fedef.participation import participants
 from fedef.problems.base import Problem
+from fedef.reader import Reader
 from fedef.refusals import ALIEN, DUPLICATE, LARGE_NORM, STALE
 from fedef.rounds import Heard, Round, RoundReport, Unread
 from fedef.state import NO_DIGEST, ClientRecord, ServerState
@@ -82,8 +83,7 @@ class ServerSession:
         self._epoch = self._state.epoch
         self._refusals = Counter(self._state.refusals or {})
         self._judge = Judge(
-            method=method,
-            seed=seed,
+            reader=Reader(method, seed),
             num_buffers=self._state.buffers.size,
             on_lost_state=policies.on_lost_state,
         )
@@ -174,10 +174,18 @@ class ServerSession:
         self._round.early = len(self._round.messages)
         return tuple(tasks.values())
 
-    def receive(self, reply: Reply) -> str | None:
+    def receive(self, reply: Reply, update: Update | None = None) -> str | None:
         """Take one reply; return why it is refused, or None.
 
         A refused reply changes nothing, so its client rolls back at its next task.
+
+        Parameters
+        ----------
+        reply
+            From anybody.
+        update
+            What a `Reader` of this run has read in it, where a process that is trusted as this one
+            did so on the way; None: it is read here.
 
         Raises
         ------
@@ -187,7 +195,7 @@ class ServerSession:
         if self._journaled:
             self._round.messages.append(reply)
         self._round.uplink_bytes += len(reply.update) + len(reply.buffers) + len(reply.sketch)
-        verdict = self._verdict(reply)
+        verdict = self._verdict(reply, update)
         if isinstance(verdict, Accepted):
             self._round.accepted[reply.client] = verdict
             return None
@@ -344,7 +352,7 @@ class ServerSession:
     def _record(self, client: int) -> ClientRecord:
         return self._records.get(client, ClientRecord(0, NO_DIGEST))
 
-    def _verdict(self, reply: Reply) -> Accepted | str:
+    def _verdict(self, reply: Reply, update: Update | None) -> Accepted | str:
         """What the reply brings to this round, or the reason for a refusal."""
         if reply.run_id != self._run_id or not 0 <= reply.client < len(self._weights):
             return ALIEN
@@ -355,7 +363,7 @@ class ServerSession:
             return ALIEN
         if reply.client in self._round.accepted:
             return DUPLICATE
-        return self._judge.verdict(reply, task)
+        return self._judge.verdict(reply, task, update)
 
     def _new_total(self) -> Vector:
         """sum_i w_i g_i with this round's updates in it.

@@ -16,7 +16,7 @@ from ray._private import ray_constants
 
 from fedef.errors import ConfigError, FedefError
 from sims.processes import HOME_VARIABLE, temporary_home
-from sims.ray_tuning import TUNED
+from sims.ray_tuning import TUNABLES, TUNED
 
 ANSWER_SECONDS = 10.0
 _CLOSE = 1e-6
@@ -130,7 +130,9 @@ def own_ray(num_cpus: int, **options: Any) -> Iterator[None]:
     FedefError
         If Ray does not start.
     """
-    with temporary_home() as home, _environment(_FOR_RAY | {HOME_VARIABLE: str(home)}):
+    tunables = ":".join(filter(None, (TUNABLES, os.environ.get("GLIBC_TUNABLES"))))
+    own = _FOR_RAY | {"GLIBC_TUNABLES": tunables}  # the last word is the user's
+    with temporary_home() as home, _environment(own | {HOME_VARIABLE: str(home)}):
         try:
             try:
                 with _loopback():

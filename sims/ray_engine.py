@@ -1,8 +1,10 @@
 """The Ray engine: actors that each own a shard of the clients and their state.
 
 In a round every actor gets the model, a large one by way of the object store, and the list of its
-clients that are asked, and returns their encoded replies at once. States never travel in a round:
-they go to the driver for a checkpoint, and back from it to a worker that takes a dead one's place.
+clients that are asked, and returns their encoded replies at once, with what is read in them
+(`ray_share`). A small model goes by a line to the workers that have one (`ray_lines`). States never
+travel in a round: they go to the driver for a checkpoint, and back from it to a worker that takes a
+dead one's place.
 
 A lost worker. All that a client does follows from its state, its tasks and the seed. So a new
 worker starts from the shard's states in the last checkpoint (or from the start of the run) and
@@ -37,11 +39,13 @@ from ray.exceptions import (
 from fedef.checkpoint import Checkpoint
 from fedef.errors import FedefError
 from fedef.experiment import Experiment
-from fedef.messages import Reply, Task
+from fedef.messages import Task
 from fedef.server_session import RoundReport, ServerSession
 from fedef.state import Arrays
 from sims.checkpoint import whole_checkpoint
 from sims.ray_cluster import Resources, cluster
+from sims.ray_lines import Lines
+from sims.ray_share import Share
 from sims.ray_worker import Ask, Build, Worker, ask_of
 
 PLACEMENT_SECONDS = 300.0
@@ -100,9 +104,18 @@ class _Order:
     asks: Mapping[int, Sequence[Ask]]
     """By worker."""
 
+    def arguments(self, worker: int) -> tuple[Sequence[Ask], Any, Any]:
+        """Arguments of `Worker.work` and `Worker.repeat`."""
+        return self.asks[worker], self.model, self.buffers
+
     def give(self, worker: int, method: Any) -> Any:
         """Call a worker's method for this round; return the reference to its result."""
-        return method.remote(self.asks[worker], self.model, self.buffers)
+        return method.remote(*self.arguments(worker))
+
+    @property
+    def by_line(self) -> bool:
+        """Whether nothing of it is in the object store."""
+        return isinstance(self.model, bytes)
 
     @property
     def shared_bytes(self) -> int:
@@ -141,6 +154,7 @@ class RayEngine:
         self._orders: list[_Order] = []
         self._losses: Counter[int] = Counter()
         self._actors: dict[int, Any] = {}
+        self._lines = Lines(workers)
         try:
             self._start(sorted(set(self._shard_of)), stored.clients if stored else {})
         except BaseException:
@@ -156,18 +170,9 @@ class RayEngine:
             If a client fails, or a worker is lost and cannot or shall not be replaced.
         """
         order = self._order(self.server.begin_round())
-        running = {order.give(w, self._actors[w].work): w for w in order.asks}
-        while running:
-            (done,), _ = ray.wait(list(running))
-            worker = running.pop(done)
-            try:
-                replies: list[Reply] = self._get(worker, done)
-            except _Lost as loss:
-                self._replace(worker, loss)
-                running[order.give(worker, self._actors[worker].work)] = worker
-                continue
-            for reply in replies:
-                self.server.receive(reply)
+        for share in self._shares(order):
+            for reply, update in share.updates(self.experiment.problem.dimension):
+                self.server.receive(reply, update)
         shared = len(self._orders) * order.shared_bytes
         self._orders.append(order if shared < HELD_BYTES else order.stored())
         report = self.server.end_round()
@@ -190,12 +195,35 @@ class RayEngine:
         """End the actors."""
         for actor in self._actors.values():
             ray.kill(actor)
+        self._lines.close()
         self._actors.clear()
 
     @property
     def processes(self) -> dict[int, int]:
         """The process ID of each worker."""
         return {w: ray.get(actor.process.remote()) for w, actor in self._actors.items()}
+
+    def _shares(self, order: _Order) -> Iterator[Share]:
+        """Each worker's replies of a round, as they come; of new workers where some were lost."""
+        near = [w for w in order.asks if w in self._lines] if order.by_line else []
+        running = {order.give(w, self._actors[w].work): w for w in order.asks if w not in near}
+        for worker in near:
+            self._lines.send(worker, order.arguments(worker))
+        for worker, answer in self._lines.answers(near):
+            if answer is None:  # it failed, or is gone: the call tells
+                running[order.give(worker, self._actors[worker].work)] = worker
+            else:
+                yield answer
+        while running:
+            (done,), _ = ray.wait(list(running))
+            worker = running.pop(done)
+            try:
+                share: Share = self._get(worker, done)
+            except _Lost as loss:
+                self._replace(worker, loss)
+                running[order.give(worker, self._actors[worker].work)] = worker
+                continue
+            yield share
 
     def _order(self, tasks: Sequence[Task]) -> _Order:
         asks: dict[int, list[Ask]] = defaultdict(list)
@@ -227,6 +255,7 @@ class RayEngine:
         _log.warning(
             "%s; another one takes its place and does %d rounds again", where, len(self._orders)
         )
+        self._lines.hang_up(worker)
         with suppress(RayError):  # it may be alive and out of reach
             ray.kill(self._actors[worker])
         stored = self._stored()
@@ -253,13 +282,16 @@ class RayEngine:
                 self._settings.build, self.experiment.config, shares.pop(worker)
             )
             repeated = [o.give(worker, actor.repeat) for o in self._orders if worker in o.asks]
-            calls[worker] = [actor.process.remote(), start, *repeated]
+            reached = actor.dial.remote(self._lines.address, worker)
+            calls[worker] = [actor.process.remote(), start, *repeated, reached]
         self._await_placement([placed for placed, *_ in calls.values()])
         for worker, results in calls.items():
             try:
-                self._get(worker, results)
+                *_, reached = self._get(worker, results)
             except _Lost as loss:
                 self._replace(worker, loss)
+            else:
+                self._lines.accept(int(reached))
 
     def _await_placement(self, placed: list[Any]) -> None:
         _, waiting = ray.wait(placed, num_returns=len(placed), timeout=PLACEMENT_SECONDS)

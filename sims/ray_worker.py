@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
+from threading import Lock
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -15,7 +16,10 @@ from fedef.cohort import work_of
 from fedef.config import Config
 from fedef.experiment import Experiment
 from fedef.messages import Field, Reply, Task
+from fedef.reader import Reader
 from fedef.state import Arrays, ClientState
+from sims.ray_lines import dial
+from sims.ray_share import Share
 
 Build = Callable[[Config], Experiment]
 SHARED = ("model", "buffers")
@@ -33,9 +37,10 @@ def task_from(ask: Ask, model: bytes, buffers: bytes) -> Task:
 
 
 class Worker:
-    """One actor. Its calls run one after the other, on one thread."""
+    """One actor. What it is asked for, by calls or by line, it does one after the other."""
 
     def __init__(self) -> None:
+        self._turn = Lock()
         self._built: Experiment | None = None
         self._clients: dict[int, ClientSession] = {}
 
@@ -55,16 +60,19 @@ class Worker:
             for client, arrays in states.items()
         }
 
-    def work(self, asks: Sequence[Ask], model: bytes, buffers: bytes) -> list[Reply]:
+    def work(self, asks: Sequence[Ask], model: bytes, buffers: bytes) -> Share:
         """The shard's replies of a round."""
         tasks = [task_from(ask, model, buffers) for ask in asks]
-        asked = [(self._client(task.client), task) for task in tasks]
-        work = list(work_of(self._experiment, asked))
-        return [self._client(done.task.client).answer(done) for done in work]
+        config, method = self._experiment.config, self._experiment.method
+        return Share.of(Reader(method, config.seed), tasks, self._replies(tasks))
+
+    def dial(self, address: str, worker: int) -> bool:
+        """Do what comes by a line to the driver, too; whether there is one. See `ray_lines`."""
+        return dial(address, worker, lambda order: self.work(*order))
 
     def repeat(self, asks: Sequence[Ask], model: bytes, buffers: bytes) -> None:
         """Do a round again whose replies the server has had: only the state counts."""
-        self.work(asks, model, buffers)
+        self._replies([task_from(ask, model, buffers) for ask in asks])
 
     def states(self) -> dict[int, Arrays]:
         """The shard's states, for a checkpoint."""
@@ -73,6 +81,12 @@ class Worker:
     def process(self) -> int:
         """The process ID."""
         return os.getpid()
+
+    def _replies(self, tasks: Sequence[Task]) -> list[Reply]:
+        with self._turn:
+            asked = [(self._client(task.client), task) for task in tasks]
+            work = list(work_of(self._experiment, asked))
+            return [self._client(done.task.client).answer(done) for done in work]
 
     @property
     def _experiment(self) -> Experiment:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,27 @@ def test_the_bits_are_those_of_inline(tmp_path, workers, changes):
     run_inline(config(**changes), tmp_path / "inline")
     run_ray(config(**changes), tmp_path / "ray", workers=workers)
     assert contents(tmp_path / "ray") == contents(tmp_path / "inline")
+
+
+def test_workers_without_a_line_are_called_and_give_the_same_bits(tmp_path, monkeypatch):
+    """As those on other machines: here no socket can be made, its path is too long."""
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    run_inline(config(), tmp_path / "inline")
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with RaySettings(workers=2).open(Experiment.build(config()), None) as engine:
+        assert not any(worker in engine._lines for worker in range(2))
+    run_ray(config(), tmp_path / "ray")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "inline")
+
+
+def test_workers_of_this_machine_have_a_line():
+    with RaySettings(workers=2).open(Experiment.build(config()), None) as engine:
+        assert all(worker in engine._lines for worker in range(2))
+        for process in engine.processes.values():
+            os.kill(process, signal.SIGKILL)
+        engine.round()
+        assert all(worker in engine._lines for worker in engine._actors)  # the new ones, too
 
 
 def test_either_engine_goes_on_with_the_others_run(tmp_path):

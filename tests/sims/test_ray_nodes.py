@@ -16,6 +16,7 @@ from sims.engine import InlineEngine
 from sims.processes import HOME_VARIABLE, processes_of
 from sims.ray_cluster import Resources, cluster
 from sims.ray_engine import RaySettings
+from sims.ray_tuning import TUNABLES
 
 pytestmark = pytest.mark.slow
 CONFIG = Config.from_flat({**SETTINGS, "participation": 1.0})
@@ -55,9 +56,12 @@ def test_an_address_without_a_cluster_is_an_error(address):
         pass
 
 
-def test_a_ray_of_our_own_listens_on_the_loopback_alone_and_leaves_nothing():
+def test_a_ray_of_our_own_listens_on_the_loopback_alone_and_leaves_nothing(monkeypatch):
     """Ray asks nobody for a password: whoever reaches a port of it can run code."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # the user's word is the last
     with cluster("", Resources(), 1):
+        tunables = ray.get(ray.remote(os.getenv).remote("GLIBC_TUNABLES"))
+        assert tunables == f"{TUNABLES}:glibc.malloc.hugetlb=0"
         home = Path(os.environ[HOME_VARIABLE])
         processes = processes_of(home) | {os.getpid()}
         listening = {
@@ -70,3 +74,4 @@ def test_a_ray_of_our_own_listens_on_the_loopback_alone_and_leaves_nothing():
         assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
     assert not home.exists()
     assert not processes_of(home)
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"

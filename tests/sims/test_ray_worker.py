@@ -25,6 +25,7 @@ from sims.engine import InlineEngine
 from sims.engines import opener
 from sims.ray_cluster import Resources
 from sims.ray_engine import MAX_LOSSES, RayEngine, RaySettings, shards
+from sims.ray_lines import Lines
 from sims.ray_worker import Worker, ask_of, task_from
 
 CONFIG = Config.from_flat(SETTINGS)
@@ -51,8 +52,8 @@ def drive(server, workers, rounds, *, log=None):
         for index, worker in enumerate(workers):
             mine = [t for t in tasks if t.client % len(workers) == index]
             call = ([ask_of(task) for task in mine], tasks[0].model, tasks[0].buffers)
-            for reply in worker.work(*call):
-                server.receive(reply)
+            for reply, update in worker.work(*call).updates(server.x.size):
+                server.receive(reply, update)
             if log is not None and index == 1:
                 log.append(call)
         server.end_round()
@@ -138,7 +139,7 @@ def test_whatever_takes_a_worker_or_its_answer_away_is_a_lost_worker(monkeypatch
     engine = object.__new__(RayEngine)
     engine.server = Experiment.build(CONFIG).server()
     engine._settings, engine._losses, engine._orders = RaySettings(), Counter(), []
-    engine._checkpoint, engine._actors = None, {0: FakeActor()}
+    engine._checkpoint, engine._actors, engine._lines = None, {0: FakeActor()}, Lines(1)
     replaced = []
     monkeypatch.setattr(sims.ray_engine.ray, "kill", lambda actor: None)
     monkeypatch.setattr(engine, "_start", lambda workers, states: replaced.append(workers))
@@ -149,6 +150,7 @@ def test_whatever_takes_a_worker_or_its_answer_away_is_a_lost_worker(monkeypatch
     monkeypatch.setattr(sims.ray_engine.ray, "get", fail)
     with pytest.raises(FedefError, match="worker 0 was lost in round 1.*--resume"):
         dict(engine.client_arrays())
+    engine._lines.close()
     assert replaced == [[0]] * MAX_LOSSES
 
 

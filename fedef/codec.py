@@ -19,15 +19,18 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from fedef.compressors.rand_k import drawn_indices
 from fedef.errors import CorruptPayload
-from fedef.golomb import decode_indices, encode_indices, max_index_bytes
+from fedef.golomb import decode_indices, decode_many_indices, encode_indices, max_index_bytes
 from fedef.updates import Update
 from fedef.value_formats import BY_CODE, FORMATS, ValueFormat
 from fedef.vectors import Vector
@@ -39,6 +42,8 @@ _CHECKSUM = struct.Struct("<I")
 DENSE, SPARSE, SEEDED = 0, 1, 2
 _KIND_NAMES = {DENSE: "dense", SPARSE: "sparse", SEEDED: "seeded"}
 FRAME_BYTES = _HEADER.size + _CHECKSUM.size
+_ENTRIES_AT_ONCE = 2**16
+"""Of the updates that are decoded in one pass: half a megabyte of positions."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,50 @@ def decode(
         If the bytes are not canonical, not finite, or beyond the bounds. Nothing larger than the
         bounds is allocated.
     """
+    return _content(_opened(data, dimension, max_entries), dimension, largest)
+
+
+def decode_many(
+    payloads: Sequence[bytes],
+    *,
+    dimension: int,
+    max_entries: int | None = None,
+    largest: float = sys.float_info.max,
+) -> list[Decoded]:
+    """`decode` of each, sparse ones of one size together: in half of the time for many.
+
+    Raises
+    ------
+    CorruptPayload
+        If any of them is refused.
+    """
+    frames = [_opened(data, dimension, max_entries) for data in payloads]
+    alike: dict[tuple[int, ValueFormat, int], list[int]] = defaultdict(list)
+    for place, frame in enumerate(frames):
+        alike[frame.kind, frame.value_format, frame.entries].append(place)
+    decoded: dict[int, Decoded] = {}
+    for (kind, _, entries), places in alike.items():
+        step = max(1, _ENTRIES_AT_ONCE // max(1, entries)) if kind == SPARSE else 1
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
+            contents = _contents([frames[place] for place in part], dimension, largest)
+            decoded |= zip(part, contents, strict=True)
+    return [decoded[place] for place in range(len(payloads))]
+
+
+class _Frame(NamedTuple):
+    """A payload whose header, length and checksum are in order."""
+
+    kind: int
+    value_format: ValueFormat
+    entries: int
+    round: int
+    seed: memoryview
+    values: memoryview
+    tail: memoryview
+
+
+def _opened(data: bytes, dimension: int, max_entries: int | None) -> _Frame:
     bound = dimension if max_entries is None else max_entries
     if len(data) < FRAME_BYTES:
         raise CorruptPayload(f"payload: {len(data)} bytes, a frame has at least {FRAME_BYTES}")
@@ -135,19 +184,45 @@ def decode(
         raise CorruptPayload(f"payload: {len(data)} bytes do not hold {count} entries")
     if crc32(view[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
         raise CorruptPayload("payload: the checksum does not match; it was changed on the way")
-    values = value_format.from_buffer(view[start:stop])
+    seed, values, tail = view[_HEADER.size : start], view[start:stop], view[stop:end]
+    return _Frame(kind, value_format, count, round, seed, values, tail)
+
+
+def _content(frame: _Frame, dimension: int, largest: float) -> Decoded:
+    values = frame.value_format.from_buffer(frame.values)
+    _check_values(values, frame.kind, largest)
+    indices, seed = None, None
+    if frame.kind == SPARSE:
+        indices = decode_indices(frame.tail, frame.entries, dimension)
+    elif frame.kind == SEEDED:
+        (seed,) = _SEED.unpack(frame.seed)
+        indices = drawn_indices(seed, frame.entries, dimension)
+    return Decoded(Update(dimension, values, indices, seed), frame.round, frame.value_format)
+
+
+def _contents(frames: Sequence[_Frame], dimension: int, largest: float) -> list[Decoded]:
+    """Of frames that differ in their round, values and positions alone; sparse if many."""
+    if len(frames) == 1:
+        return [_content(frames[0], dimension, largest)]
+    kind, value_format, entries, *_ = frames[0]
+    joined = b"".join([frame.values for frame in frames])
+    values = value_format.from_buffer(memoryview(joined))
+    _check_values(values, kind, largest)
+    indices = decode_many_indices([frame.tail for frame in frames], entries, dimension)
+    return [
+        Decoded(Update(dimension, own, at), frame.round, value_format)
+        for frame, own, at in zip(
+            frames, values.reshape(len(frames), entries), indices, strict=True
+        )
+    ]
+
+
+def _check_values(values: Vector, kind: int, largest: float) -> None:
     # NaN propagates through the maximum and fails the comparison, as an infinity does.
     if not float(np.max(np.abs(values), initial=0.0)) <= largest:
         raise CorruptPayload(f"payload: values that are NaN or infinite, or beyond {largest:g}")
-    indices, seed = None, None
-    if kind == SPARSE:
-        if not values.all():
-            raise CorruptPayload("payload: a sparse update holds no zeros")
-        indices = decode_indices(view[stop:end], count, dimension)
-    elif kind == SEEDED:
-        seed = _SEED.unpack_from(data, _HEADER.size)[0]
-        indices = drawn_indices(seed, count, dimension)
-    return Decoded(Update(dimension, values, indices, seed), round, value_format)
+    if kind == SPARSE and not values.all():
+        raise CorruptPayload("payload: a sparse update holds no zeros")
 
 
 def encode_dense(vector: Vector, *, round: int) -> bytes:

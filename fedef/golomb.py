@@ -12,7 +12,9 @@ padding to a full byte. The sum of the gaps is below d, so the unary section has
 bits whatever the indices are.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +121,54 @@ def decode_indices(data: memoryview, count: int, dimension: int) -> IntVector:
     if indices[-1] >= dimension:
         raise CorruptPayload(f"indices: position {int(indices[-1])} is not below d={dimension}")
     return indices
+
+
+def decode_many_indices(parts: Sequence[memoryview], count: int, dimension: int) -> IntVector:
+    """(n, k) `decode_indices` of each of n parts, in one pass where the code is Rice's.
+
+    Raises
+    ------
+    CorruptPayload
+        If any of them is not the one encoding of an index set of this size.
+    """
+    m = golomb_parameter(dimension, count) if count else 0
+    width, cutoff = _remainder_code(m) if count else (0, 0)
+    most = max_index_bytes(dimension, count)
+    sizes = np.array([len(part) for part in parts], dtype=np.int64)
+    if not parts or not count or cutoff < m or sizes.max() > most:
+        rows = [decode_indices(part, count, dimension) for part in parts]
+        return np.array(rows, dtype=np.int64).reshape(len(parts), count)
+    length = int(sizes.max())
+    padded = np.frombuffer(b"".join([bytes(part).ljust(length, b"\0") for part in parts]), np.uint8)
+    bits = np.unpackbits(padded.reshape(len(parts), length), axis=1)
+    start = count * width
+    unary = np.ascontiguousarray(bits[:, start:]).view(np.bool_)
+    ones = np.flatnonzero(unary)
+    firsts = np.arange(len(parts)) * unary.shape[1]
+    if (np.count_nonzero(unary, axis=1) != count).any():
+        raise CorruptPayload(f"indices: not exactly {count} gaps are present")
+    indices: IntVector = ones.reshape(len(parts), count) - firsts[:, np.newaxis]
+    if (8 * sizes - start - indices[:, -1] > 8).any():
+        raise CorruptPayload("indices: the padding is not canonical")
+    # As in `decode_indices`.
+    indices *= m
+    if width:
+        planes = bits[:, :start].reshape(len(parts), width, count)
+        indices += _words_of(planes).cumsum(axis=1, dtype=np.int64)
+    indices -= _counting(count) * (m - 1)
+    if (indices[:, -1] >= dimension).any():
+        raise CorruptPayload(f"indices: a position is not below d={dimension}")
+    return indices
+
+
+def _words_of(planes: Bits) -> NDArray[Any]:
+    """(n, k) the numbers whose bits are the w planes of (n, w, k), the highest first."""
+    width = planes.shape[1]
+    words: NDArray[Any] = planes[:, 0].astype(np.uint8 if width <= 8 else np.uint32)
+    for plane in range(1, width):
+        np.left_shift(words, 1, out=words)
+        np.bitwise_or(words, planes[:, plane], out=words)
+    return words
 
 
 @lru_cache(maxsize=8)

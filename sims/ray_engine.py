@@ -19,7 +19,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heapreplace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from fedef.state import Arrays
 from sims.checkpoint import whole_checkpoint
 from sims.ray_cluster import Resources, cluster
 from sims.ray_lines import Lines
+from sims.ray_orders import Order, PastOrders
 from sims.ray_share import Share
 from sims.ray_worker import Ask, Build, Worker, ask_of
 
@@ -55,8 +56,6 @@ MAX_LOSSES = 3
 WITH_THE_CALL_BYTES = 2**20
 """Of a round's models for all workers: up to it they go with the calls, 2 ms faster than by way of
 the object store, which holds one copy for all."""
-HELD_BYTES = 2**26
-"""Of the models of past rounds that are held for a repetition, before the object store has them."""
 _GONE = (
     ActorDiedError,
     ActorUnavailableError,
@@ -93,44 +92,6 @@ class RaySettings:
             yield engine
 
 
-@dataclass(frozen=True)
-class _Order:
-    """The tasks of one round: what they share, once, and what each worker gets."""
-
-    model: Any
-    """Bytes, or a reference into the object store."""
-    buffers: Any
-    """Likewise."""
-    asks: Mapping[int, Sequence[Ask]]
-    """By worker."""
-
-    def arguments(self, worker: int) -> tuple[Sequence[Ask], Any, Any]:
-        """Arguments of `Worker.work` and `Worker.repeat`."""
-        return self.asks[worker], self.model, self.buffers
-
-    def give(self, worker: int, method: Any) -> Any:
-        """Call a worker's method for this round; return the reference to its result."""
-        return method.remote(*self.arguments(worker))
-
-    @property
-    def by_line(self) -> bool:
-        """Whether nothing of it is in the object store."""
-        return isinstance(self.model, bytes)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Of what is held here, not in the object store."""
-        return sum(len(part) for part in (self.model, self.buffers) if isinstance(part, bytes))
-
-    def stored(self) -> _Order:
-        """The same with what is shared in the object store."""
-        return replace(self, model=_put(self.model), buffers=_put(self.buffers))
-
-
-def _put(shared: Any) -> Any:
-    return ray.put(shared) if isinstance(shared, bytes) and shared else shared
-
-
 class _Lost(Exception):  # noqa: N818 - names a condition
     """A worker's process is gone."""
 
@@ -151,7 +112,7 @@ class RayEngine:
         stored = self._stored()
         self.server: ServerSession = experiment.server(state=stored.server if stored else None)
         self._shard_of = shards(_costs(experiment), workers)
-        self._orders: list[_Order] = []
+        self._past = PastOrders()
         self._losses: Counter[int] = Counter()
         self._actors: dict[int, Any] = {}
         self._lines = Lines(workers)
@@ -173,8 +134,7 @@ class RayEngine:
         for share in self._shares(order):
             for reply, update in share.updates(self.experiment.problem.dimension):
                 self.server.receive(reply, update)
-        shared = len(self._orders) * order.shared_bytes
-        self._orders.append(order if shared < HELD_BYTES else order.stored())
+        self._past.append(order)
         report = self.server.end_round()
         self._losses.clear()
         return report
@@ -189,7 +149,7 @@ class RayEngine:
     def saved(self, path: Path) -> None:
         """From here on a lost worker starts from this checkpoint."""
         self._checkpoint = path
-        self._orders.clear()
+        self._past.clear()
 
     def close(self) -> None:
         """End the actors."""
@@ -203,9 +163,9 @@ class RayEngine:
         """The process ID of each worker."""
         return {w: ray.get(actor.process.remote()) for w, actor in self._actors.items()}
 
-    def _shares(self, order: _Order) -> Iterator[Share]:
+    def _shares(self, order: Order) -> Iterator[Share]:
         """Each worker's replies of a round, as they come; of new workers where some were lost."""
-        near = [w for w in order.asks if w in self._lines] if order.by_line else []
+        near = [w for w in order.asks if w in self._lines] if not order.is_stored else []
         running = {order.give(w, self._actors[w].work): w for w in order.asks if w not in near}
         for worker in near:
             self._lines.send(worker, order.arguments(worker))
@@ -225,12 +185,12 @@ class RayEngine:
                 continue
             yield share
 
-    def _order(self, tasks: Sequence[Task]) -> _Order:
+    def _order(self, tasks: Sequence[Task]) -> Order:
         asks: dict[int, list[Ask]] = defaultdict(list)
         for task in tasks:
             asks[self._shard_of[task.client]].append(ask_of(task))
         model, buffers = (tasks[0].model, tasks[0].buffers) if tasks else (b"", b"")
-        order = _Order(model, buffers, asks)
+        order = Order(model, buffers, asks)
         small = (len(model) + len(buffers)) * len(asks) <= WITH_THE_CALL_BYTES
         return order if small else order.stored()
 
@@ -253,7 +213,7 @@ class RayEngine:
                 "--resume FOLDER, with fewer --workers if memory ran out"
             )
         _log.warning(
-            "%s; another one takes its place and does %d rounds again", where, len(self._orders)
+            "%s; another one takes its place and does %d rounds again", where, len(self._past)
         )
         self._lines.hang_up(worker)
         with suppress(RayError):  # it may be alive and out of reach
@@ -281,7 +241,7 @@ class RayEngine:
             start = actor.start.remote(
                 self._settings.build, self.experiment.config, shares.pop(worker)
             )
-            repeated = [o.give(worker, actor.repeat) for o in self._orders if worker in o.asks]
+            repeated = [o.give(worker, actor.repeat) for o in self._past if worker in o.asks]
             reached = actor.dial.remote(self._lines.address, worker)
             calls[worker] = [actor.process.remote(), start, *repeated, reached]
         self._await_placement([placed for placed, *_ in calls.values()])

@@ -7,25 +7,28 @@ where the driver would do all one by one. The entries of a whole shard travel as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedef.errors import CorruptPayload
-from fedef.messages import UPDATE, Reply, Task
+from fedef.messages import Field, Reply, Task
 from fedef.reader import Reader
 from fedef.updates import Update
 from fedef.vectors import Vector
+
+_values_of: Callable[[Reply], tuple[Field, ...]] = attrgetter(*(f.name for f in fields(Reply)))
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
     """The replies of a shard's clients."""
 
-    replies: Sequence[Reply]
+    replies: Sequence[tuple[Field, ...]]
+    """The fields of each, which a pickle holds in half of the time that it takes for objects."""
     entries: Sequence[int | None]
     """Number of entries of each update; None: it is to be decoded by the driver."""
     seeds: Sequence[int | None]
@@ -38,11 +41,11 @@ class Share:
     @classmethod
     def of(cls, reader: Reader, tasks: Sequence[Task], replies: Sequence[Reply]) -> Share:
         """Decode the sparse updates; dense ones are left: they are no work, and large."""
-        updates = [_sparse(reader, *pair) for pair in zip(replies, tasks, strict=True)]
+        updates = reader.sparse_updates(replies, tasks)
         read = [update for update in updates if update is not None]
         nothing = Update(0, np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64))
         return cls(
-            replies=replies,
+            replies=[_values_of(reply) for reply in replies],
             entries=[None if update is None else update.values.size for update in updates],
             seeds=[None if update is None else update.seed for update in updates],
             positions=np.concatenate([u.where for u in read or [nothing]]).astype(np.uint32),
@@ -53,22 +56,12 @@ class Share:
         """Each reply with its update."""
         positions = self.positions.astype(np.int64)
         ends = accumulate((count or 0 for count in self.entries), initial=0)
-        for reply, count, seed, (start, end) in zip(
+        for values, count, seed, (start, end) in zip(
             self.replies, self.entries, self.seeds, pairwise(ends), strict=True
         ):
+            reply = Reply(*values)  # type: ignore[arg-type]  # as `_values_of` took them out
             if count is None:
                 yield reply, None
             else:
                 at = slice(start, end)
                 yield reply, Update(dimension, self.values[at], positions[at], seed)
-
-
-def _sparse(reader: Reader, reply: Reply, task: Task) -> Update | None:
-    """What a reply's sparse update says; None for others, the driver judges them."""
-    if reply.status != UPDATE:
-        return None
-    try:
-        update = reader.update(reply, task)
-    except CorruptPayload:
-        return None
-    return None if update.indices is None else update

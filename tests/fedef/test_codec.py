@@ -19,6 +19,7 @@ from fedef.codec import (
     FRAME_BYTES,
     decode,
     decode_dense,
+    decode_many,
     encode,
     encode_dense,
     index_bytes,
@@ -492,6 +493,39 @@ def test_a_hundred_thousand_mutants_are_refused_or_canonical():
     # The mutants reach every check, so none of them passes for want of a case.
     assert set(fates) == {"accepted", *REASONS}
     assert fates["accepted"] > 25_000
+
+
+def test_many_payloads_are_decoded_exactly_where_each_of_them_would_be(monkeypatch):
+    """Groups of eight of one dimension, of all kinds, formats and sizes; of some, one a mutant."""
+    monkeypatch.setattr("fedef.codec._ENTRIES_AT_ONCE", 20)
+    draws = Random(2)
+    originals = list(seeds_of_mutation())
+    fates = Counter()
+    for _ in range(4000):
+        d = draws.choice((3, 12, 70, 4000))
+        group = draws.choices([data for of, data in originals if of == d], k=8)
+        if draws.randrange(2):
+            group[3] = mutant_of(group[3], draws)
+        try:
+            alone = [decode(data, dimension=d, largest=3.0) for data in group]
+        except CorruptPayload:
+            fates["refused"] += 1
+            with pytest.raises(CorruptPayload):
+                decode_many(group, dimension=d, largest=3.0)
+            continue
+        fates["accepted"] += 1
+        together = decode_many(group, dimension=d, largest=3.0)
+        for one, other in zip(alone, together, strict=True):
+            assert (one.round, one.value_format) == (other.round, other.value_format)
+            assert one.update.values.dtype == other.update.values.dtype
+            assert_same(one.update, other.update)
+    assert min(fates["refused"], fates["accepted"]) > 1000
+
+
+def test_many_empty_updates_and_none_at_all():
+    empty = encode(Update(9, VALUES[:0], np.empty(0, dtype=np.int64)), FORMATS["float32"])
+    assert [one.update.values.size for one in decode_many([empty] * 3, dimension=9)] == [0, 0, 0]
+    assert decode_many([], dimension=9) == []
 
 
 REASONS = (

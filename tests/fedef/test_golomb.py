@@ -9,7 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedef.errors import CorruptPayload
-from fedef.golomb import decode_indices, encode_indices, golomb_parameter, max_index_bytes
+from fedef.golomb import (
+    decode_indices,
+    decode_many_indices,
+    encode_indices,
+    golomb_parameter,
+    max_index_bytes,
+)
 
 LARGEST = 2**32 - 1
 
@@ -92,6 +98,35 @@ def test_exactly_the_encodings_are_accepted(d, k):
             assert encode_indices(indices, d) == data
             accepted.add(tuple(indices.tolist()))
     assert accepted == set(combinations(range(d), k))
+
+
+@pytest.mark.parametrize(("d", "k"), [(9, 2), (10, 3), (41, 1), (81, 2), (82, 2), (100, 2)])
+def test_many_are_decoded_together_exactly_where_each_of_them_would_be(d, k):
+    """All strings of up to two bytes, each between two good ones, for both codes."""
+    good = [encode_indices(as_indices(s), d) for s in (range(k), range(d - k, d))]
+    for length in range(3):
+        for number in range(256**length):
+            parts = [memoryview(p) for p in (good[0], number.to_bytes(length, "big"), good[1])]
+            try:
+                alone = [decode_indices(part, k, d) for part in parts]
+            except CorruptPayload:
+                with pytest.raises(CorruptPayload):
+                    decode_many_indices(parts, k, d)
+            else:
+                together = decode_many_indices(parts, k, d)
+                assert together.dtype == np.int64
+                np.testing.assert_array_equal(together, alone)
+
+
+@given(st.integers(1, LARGEST), st.integers(0, 40), st.integers(0, 5), st.data())
+def test_many_index_sets_of_one_size_come_back_together(d, k, n, data):
+    k = min(k, d)
+    sets = st.sets(st.integers(0, d - 1), min_size=k, max_size=k)
+    wanted = [as_indices(data.draw(sets)) for _ in range(n)]
+    parts = [memoryview(encode_indices(indices, d)) for indices in wanted]
+    together = decode_many_indices(parts, k, d)
+    assert together.shape == (n, k)
+    np.testing.assert_array_equal(together, np.array(wanted).reshape(n, k))
 
 
 @given(st.binary(max_size=60), st.integers(0, 40), st.integers(1, LARGEST))

@@ -16,6 +16,7 @@ from ray_case import SETTINGS
 
 import sims.processes
 import sims.ray_engine
+import sims.ray_orders
 from fedef.config import Config
 from fedef.errors import ConfigError, FedefError
 from fedef.experiment import Experiment
@@ -142,8 +143,10 @@ def test_a_worker_that_is_killed_within_a_round_changes_no_bit(tmp_path, monkeyp
 
     Models go by way of the object store at once, or for a repetition alone.
     """
-    limit = "WITH_THE_CALL_BYTES" if saved else "HELD_BYTES"
-    monkeypatch.setattr(sims.ray_engine, limit, 0)
+    module, limit = (
+        (sims.ray_engine, "WITH_THE_CALL_BYTES") if saved else (sims.ray_orders, "HELD_BYTES")
+    )
+    monkeypatch.setattr(module, limit, 0)
     (tmp_path / "deaths").mkdir()
     run_inline(config(participation=1.0), tmp_path / "inline")
 

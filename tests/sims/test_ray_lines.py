@@ -1,15 +1,15 @@
 """Lines to workers: answers, failures, hang-ups, and who has none. The worker is a thread here."""
 
 import os
+import socket
 import stat
 import tempfile
 import threading
-from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
 
-from sims.ray_lines import Lines, dial
+from sims.ray_lines import SHARED_BYTES, Line, Lines, dial
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_orders_go_out_and_answers_come_back_with_the_worker_they_are_of(lines):
         connect(lines, worker, lambda order, worker=worker: (worker, order * 2))
     assert all(worker in lines for worker in (0, 2, 5))
     assert 1 not in lines
-    for payload in (b"x", b"y" * 10**6):  # larger than a socket holds
+    for payload in (b"x", b"y" * 10**6, b"z" * SHARED_BYTES, b"short again"):
         for worker in (0, 5):
             lines.send(worker, payload)
         assert dict(lines.answers([0, 5])) == {0: (0, payload * 2), 5: (5, payload * 2)}
@@ -57,8 +57,7 @@ def test_an_order_that_fails_is_answered_by_none_and_the_next_one_is_done(lines)
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the order", "after it"])
 def test_a_worker_that_is_gone_has_no_answer_and_then_no_line(lines, before):
-    worker = Client(lines.address, family="AF_UNIX")
-    worker.send(0)
+    worker = Line.to(lines.address, 0)
     lines.accept(1)
     if before:
         worker.close()
@@ -81,6 +80,22 @@ def test_an_answer_that_nobody_heard_is_not_taken_for_the_next_one(lines):
     release.set()
     assert 0 in lines
     assert 1 not in lines
+
+
+def test_a_call_that_brings_no_memory_is_no_line(lines):
+    """As a worker that dies before it has said who it is."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(lines.address)
+        caller.sendall(bytes(8))
+        lines.accept(1)
+    assert 0 not in lines
+
+
+def test_a_thread_that_serves_does_not_preempt_the_driver(lines):
+    connect(lines, 0, lambda order: os.sched_getscheduler(0))
+    lines.send(0, "now")
+    assert list(lines.answers([0])) == [(0, os.SCHED_BATCH)]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_only_this_user_can_enter_the_folder_which_goes_with_the_lines():

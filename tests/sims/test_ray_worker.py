@@ -26,6 +26,7 @@ from sims.engines import opener
 from sims.ray_cluster import Resources
 from sims.ray_engine import MAX_LOSSES, RayEngine, RaySettings, shards
 from sims.ray_lines import Lines
+from sims.ray_orders import PastOrders
 from sims.ray_worker import Worker, ask_of, task_from
 
 CONFIG = Config.from_flat(SETTINGS)
@@ -138,7 +139,7 @@ def test_whatever_takes_a_worker_or_its_answer_away_is_a_lost_worker(monkeypatch
     """It is replaced as often as is allowed, then the run stops, and says with what to go on."""
     engine = object.__new__(RayEngine)
     engine.server = Experiment.build(CONFIG).server()
-    engine._settings, engine._losses, engine._orders = RaySettings(), Counter(), []
+    engine._settings, engine._losses, engine._past = RaySettings(), Counter(), PastOrders()
     engine._checkpoint, engine._actors, engine._lines = None, {0: FakeActor()}, Lines(1)
     replaced = []
     monkeypatch.setattr(sims.ray_engine.ray, "kill", lambda actor: None)

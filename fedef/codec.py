@@ -88,8 +88,11 @@ def encode(update: Update, value_format: ValueFormat, *, round: int = 0) -> byte
         seed = _SEED.pack(update.seed)
     elif update.indices is not None:
         tail = encode_indices(update.indices, update.dimension)
-    framed = b"".join((header, seed, value_format.to_bytes(update.values), tail))
-    return framed + _CHECKSUM.pack(crc32(framed))
+    parts = (header, seed, value_format.to_bytes(update.values), tail)
+    checksum = 0
+    for part in parts:
+        checksum = crc32(part, checksum)
+    return b"".join((*parts, _CHECKSUM.pack(checksum)))
 
 
 def decode(

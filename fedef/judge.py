@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class Judge:
     def _decoded(self, reply: Reply, task: Task, update: Update | None) -> Accepted:
         if update is None:
             update = self.reader.update(reply, task)
-        if not np.isfinite(reply.loss):
+        if not isfinite(reply.loss):
             raise CorruptPayload("the loss is not finite")
         buffers: Vector = np.empty(0)
         if self.num_buffers:

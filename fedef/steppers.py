@@ -66,8 +66,9 @@ def server_step(
         length = norm(change)
         if length > max_step:
             change = change * (max_step / length)
-    moved: Vector = (x.astype(np.float64) - change).astype(x.dtype)
-    return moved
+    moved = x.astype(np.float64)
+    moved -= change
+    return moved.astype(x.dtype, copy=False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedef.vectors import IntVector, Vector
 
-_ENTRIES_AT_ONCE = 2**13
+_ENTRIES_AT_ONCE = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ def add_weighted(accumulator: Vector, terms: Sequence[tuple[float, Update]]) -> 
     """
     total = np.zeros(accumulator.size)
     for part in _blocks([(w, update) for w, update in terms if update.indices is not None]):
-        weights = np.repeat([w for w, _ in part], [update.values.size for _, update in part])
-        values = np.concatenate([update.values for _, update in part])
-        np.add.at(total, np.concatenate([u.where for _, u in part]), weights * values)
+        values = np.concatenate([update.values for _, update in part], dtype=np.float64)
+        values *= np.repeat([w for w, _ in part], [update.values.size for _, update in part])
+        np.add.at(total, np.concatenate([update.where for _, update in part]), values)
     for weight, update in terms:
         if update.indices is None:
             total += weight * update.values.astype(np.float64)

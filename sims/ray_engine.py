@@ -134,7 +134,7 @@ class RayEngine:
         for share in self._shares(order):
             for reply, update in share.updates(self.experiment.problem.dimension):
                 self.server.receive(reply, update)
-        self._past.append(order)
+        self._past.close_round()
         report = self.server.end_round()
         self._losses.clear()
         return report
@@ -169,6 +169,7 @@ class RayEngine:
         running = {order.give(w, self._actors[w].work): w for w in order.asks if w not in near}
         for worker in near:
             self._lines.send(worker, order.arguments(worker))
+        self._past.hold(order)  # while they work
         for worker, answer in self._lines.answers(near):
             if answer is None:  # it failed, or is gone: the call tells
                 running[order.give(worker, self._actors[worker].work)] = worker

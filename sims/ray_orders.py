@@ -68,6 +68,7 @@ class PastOrders:
 
     def __init__(self) -> None:
         self._orders: list[Order] = []
+        self._next: Order | None = None
         self._memory: memoryview | None = None
         self._used = 0
 
@@ -77,16 +78,22 @@ class PastOrders:
     def __iter__(self) -> Iterator[Order]:
         return iter(self._orders)
 
-    def append(self, order: Order) -> None:
-        """Keep the order of one more round."""
+    def hold(self, order: Order) -> None:
+        """Copy the order of the open round; it is none of the past ones before `close_round`."""
         end = self._used + order.shared_bytes
         if order.is_stored or end > HELD_BYTES:
-            self._orders.append(order.stored())
+            self._next = order.stored()
             return
         if self._memory is None:
             self._memory = _pages()
-        self._orders.append(order.copied(self._memory[self._used : end]))
-        self._used = end
+        self._next = order.copied(self._memory[self._used : end])
+
+    def close_round(self) -> None:
+        """The order that is held is a past one from here on."""
+        if self._next is not None:
+            self._used += self._next.shared_bytes
+            self._orders.append(self._next)
+            self._next = None
 
     def clear(self) -> None:
         """Forget them."""

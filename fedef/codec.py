@@ -159,9 +159,9 @@ class _Frame(NamedTuple):
     value_format: ValueFormat
     entries: int
     round: int
-    seed: memoryview
     values: memoryview
     tail: memoryview
+    seed: int | None
 
 
 def _opened(data: bytes, dimension: int, max_entries: int | None) -> _Frame:
@@ -187,20 +187,20 @@ def _opened(data: bytes, dimension: int, max_entries: int | None) -> _Frame:
         raise CorruptPayload(f"payload: {len(data)} bytes do not hold {count} entries")
     if crc32(view[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
         raise CorruptPayload("payload: the checksum does not match; it was changed on the way")
-    seed, values, tail = view[_HEADER.size : start], view[start:stop], view[stop:end]
-    return _Frame(kind, value_format, count, round, seed, values, tail)
+    seed = _SEED.unpack_from(data, _HEADER.size)[0] if kind == SEEDED else None
+    return _Frame(kind, value_format, count, round, view[start:stop], view[stop:end], seed)
 
 
 def _content(frame: _Frame, dimension: int, largest: float) -> Decoded:
-    values = frame.value_format.from_buffer(frame.values)
-    _check_values(values, frame.kind, largest)
-    indices, seed = None, None
-    if frame.kind == SPARSE:
-        indices = decode_indices(frame.tail, frame.entries, dimension)
-    elif frame.kind == SEEDED:
-        (seed,) = _SEED.unpack(frame.seed)
-        indices = drawn_indices(seed, frame.entries, dimension)
-    return Decoded(Update(dimension, values, indices, seed), frame.round, frame.value_format)
+    kind, value_format, entries, round, raw, tail, seed = frame
+    values = value_format.from_buffer(raw)
+    _check_values(values, kind, largest)
+    indices = None
+    if kind == SPARSE:
+        indices = decode_indices(tail, entries, dimension)
+    elif seed is not None:
+        indices = drawn_indices(seed, entries, dimension)
+    return Decoded(Update(dimension, values, indices, seed), round, value_format)
 
 
 def _contents(frames: Sequence[_Frame], dimension: int, largest: float) -> list[Decoded]:

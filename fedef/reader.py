@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedef.codec import Decoded, decode, decode_many
 from fedef.compressors import Compressor, Identity
@@ -35,7 +34,12 @@ class Reader:
             If the payload is not canonical, or not one that this run's honest clients would send.
         """
         compressor = self._compressor(task)
-        decoded = decode(reply.update, **_bounds(compressor))
+        decoded = decode(
+            reply.update,
+            dimension=compressor.dimension,
+            max_entries=compressor.max_entries,
+            largest=LARGEST_VALUE,
+        )
         self._check_form(decoded, compressor, reply)
         return decoded.update
 
@@ -66,7 +70,12 @@ class Reader:
             for place, (reply, task) in enumerate(pairs)
             if reply.status == UPDATE and self._compressor(task).kind != "dense"
         ]
-        together = decode_many([reply.update for _, reply in read], **_bounds(compressor))
+        together = decode_many(
+            [reply.update for _, reply in read],
+            dimension=compressor.dimension,
+            max_entries=compressor.max_entries,
+            largest=LARGEST_VALUE,
+        )
         updates: list[Update | None] = [None] * len(pairs)
         for (place, reply), decoded in zip(read, together, strict=True):
             self._check_form(decoded, compressor, reply)
@@ -102,12 +111,3 @@ class Reader:
             self.seed, "compressor", reply.client, reply.round
         ):
             raise CorruptPayload("the positions are not those that the shared seed draws")
-
-
-def _bounds(compressor: Compressor) -> dict[str, Any]:
-    """What a payload must not exceed."""
-    return {
-        "dimension": compressor.dimension,
-        "max_entries": compressor.max_entries,
-        "largest": LARGEST_VALUE,
-    }

@@ -10,4 +10,4 @@ TUNED_ENVIRONMENT = {f"RAY_{name}": str(value) for name, value in TUNED.items()}
 """The same for a Ray that another program starts: Flower's simulation takes a quarter less time."""
 TUNABLES = "glibc.malloc.hugetlb=1"
 """Of the C library in Ray's processes: states and data of many clients in pages of 2 MiB, where the
-system gives them to those who ask: 4 to 8 % of a round. It counts from a process's start only."""
+system gives them to those who ask; some percent of a round. It counts from a process's start."""

@@ -243,16 +243,16 @@ class RayEngine:
                 self._settings.build, self.experiment.config, shares.pop(worker)
             )
             repeated = [o.give(worker, actor.repeat) for o in self._past if worker in o.asks]
-            reached = actor.dial.remote(self._lines.address, worker)
-            calls[worker] = [actor.process.remote(), start, *repeated, reached]
+            dialled = actor.dial.remote(self._lines.address, worker)
+            calls[worker] = [actor.process.remote(), start, *repeated, dialled]
         self._await_placement([placed for placed, *_ in calls.values()])
         for worker, results in calls.items():
             try:
-                *_, reached = self._get(worker, results)
+                self._get(worker, results)
             except _Lost as loss:
                 self._replace(worker, loss)
             else:
-                self._lines.accept(int(reached))
+                self._lines.accept()
 
     def _await_placement(self, placed: list[Any]) -> None:
         _, waiting = ray.wait(placed, num_returns=len(placed), timeout=PLACEMENT_SECONDS)

@@ -18,8 +18,8 @@ import select
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -36,12 +36,9 @@ _log = logging.getLogger("fedef")
 class Line:
     """One end of a line. The ends take turns: who has sent a message hears one before the next."""
 
-    def __init__(self, connected: socket.socket, memory: tuple[int, int]) -> None:
-        """Map the memory, (for what goes out, for what comes in), and close its descriptors."""
-        self._socket = connected
-        self._out, self._in = (mmap.mmap(number, SHARED_BYTES) for number in memory)
-        for number in memory:
-            os.close(number)
+    def __init__(self, connected: socket.socket, out: mmap.mmap, into: mmap.mmap) -> None:
+        """`out`, `into`: memory for what goes out, and for what comes in."""
+        self._socket, self._out, self._in = connected, out, into
 
     @classmethod
     def to(cls, address: str, worker: int) -> Line:
@@ -52,19 +49,18 @@ class Line:
         OSError
             If nobody is there, or there is no memory to share.
         """
-        connected, memory = socket.socket(socket.AF_UNIX), []
-        try:
+        with ExitStack() as undo:
+            connected = undo.enter_context(socket.socket(socket.AF_UNIX))
             connected.connect(address)
-            for name in ("answers", "orders"):
-                memory.append(os.memfd_create(f"fedef-{name}"))
-                os.ftruncate(memory[-1], SHARED_BYTES)
-            socket.send_fds(connected, [_NUMBER.pack(worker)], memory)
-        except BaseException:
-            connected.close()
-            for number in memory:
-                os.close(number)
-            raise
-        return cls(connected, (memory[0], memory[1]))
+            numbers: list[int] = []
+            with _closing(numbers):
+                for name in ("answers", "orders"):
+                    numbers.append(os.memfd_create(f"fedef-{name}"))
+                    os.ftruncate(numbers[-1], SHARED_BYTES)
+                out, into = _mapped(numbers)
+                socket.send_fds(connected, [_NUMBER.pack(worker)], numbers)
+            undo.pop_all()
+        return cls(connected, out, into)
 
     @classmethod
     def of(cls, connected: socket.socket) -> tuple[int, Line]:
@@ -73,15 +69,17 @@ class Line:
         Raises
         ------
         EOFError, OSError
-            If the worker is gone.
+            If the worker is gone, or there is no memory to share.
         """
-        data, memory, *_ = socket.recv_fds(connected, _NUMBER.size, 2)
-        if len(memory) != 2:
-            connected.close()
-            for number in memory:
-                os.close(number)
-            raise EOFError
-        return _NUMBER.unpack(data)[0], cls(connected, (memory[1], memory[0]))
+        with ExitStack() as undo:
+            undo.enter_context(connected)
+            data, numbers, *_ = socket.recv_fds(connected, _NUMBER.size, 2)
+            with _closing(numbers):
+                if len(numbers) != 2:
+                    raise EOFError
+                into, out = _mapped(numbers)
+            undo.pop_all()
+        return _NUMBER.unpack(data)[0], cls(connected, out, into)
 
     def fileno(self) -> int:
         """To wait for a message."""
@@ -134,6 +132,21 @@ class Line:
         return data
 
 
+def _mapped(numbers: Sequence[int]) -> tuple[mmap.mmap, mmap.mmap]:
+    """Memory of two descriptors, which may be closed after it."""
+    answers, orders = (mmap.mmap(number, SHARED_BYTES) for number in numbers)
+    return answers, orders
+
+
+@contextmanager
+def _closing(numbers: Sequence[int]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for number in numbers:
+            os.close(number)
+
+
 class Lines:
     """The driver's end: a socket in a folder that only this user can enter."""
 
@@ -141,20 +154,28 @@ class Lines:
         self._folder = tempfile.TemporaryDirectory(prefix="fedef-")
         self.address = str(Path(self._folder.name) / "lines")
         self._lines: dict[int, Line] = {}
+        self._unheard: set[int] = set()
+        """Who has an order that nobody has heard the answer to."""
         self._listener = socket.socket(socket.AF_UNIX)
         try:
             self._listener.bind(self.address)
             # Room for those that die before they are accepted, too.
             self._listener.listen(4 * workers)
+            self._listener.setblocking(False)
         except OSError as error:  # a path that is too long, say
             _log.debug("no lines to the workers: %s", error)
 
-    def accept(self, reached: int) -> None:
-        """Take the calls of workers that have said that their `dial` reached the socket."""
-        for _ in range(reached):
-            connected, _ = self._listener.accept()
+    def accept(self) -> None:
+        """Take the calls that wait: of every worker that has said that its `dial` came through."""
+        while True:
+            try:
+                connected, _ = self._listener.accept()
+            except OSError:  # nobody is left
+                return
+            connected.setblocking(True)
             with suppress(*_GONE):
                 worker, line = Line.of(connected)
+                self.hang_up(worker)  # on one that died before
                 self._lines[worker] = line
 
     def __contains__(self, worker: object) -> bool:
@@ -162,31 +183,38 @@ class Lines:
 
     def send(self, worker: int, order: Any) -> None:
         """Give a worker an order; if it is gone, `answers` finds out."""
-        with suppress(OSError):
-            self._lines[worker].send(order)
+        if worker in self._unheard:  # what comes first is not the answer to this order
+            self.hang_up(worker)
+        if line := self._lines.get(worker):
+            self._unheard.add(worker)
+            with suppress(OSError):
+                line.send(order)
 
     def answers(self, workers: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """(worker, answer) of each of the workers, as they come; None: it has none on its line."""
-        waiting = {self._lines[worker].fileno(): worker for worker in workers}
+        waiting: dict[int, int] = {}
         poll = select.poll()
-        for number in waiting:
-            poll.register(number, select.POLLIN)
-        try:
-            while waiting:
-                for number, _ in poll.poll():
-                    poll.unregister(number)
-                    worker, answer = waiting.pop(number), None
-                    try:
-                        answer = self._lines[worker].receive()
-                    except _GONE:
-                        self.hang_up(worker)
-                    yield worker, answer
-        finally:  # an answer that nobody has heard must not be taken for the next one
-            for worker in waiting.values():
-                self.hang_up(worker)
+        for worker in workers:
+            if worker in self._lines:
+                number = self._lines[worker].fileno()
+                waiting[number] = worker
+                poll.register(number, select.POLLIN)
+            else:
+                yield worker, None
+        while waiting:
+            for number, _ in poll.poll():
+                poll.unregister(number)
+                worker, answer = waiting.pop(number), None
+                try:
+                    answer = self._lines[worker].receive()
+                    self._unheard.discard(worker)
+                except _GONE:
+                    self.hang_up(worker)
+                yield worker, answer
 
     def hang_up(self, worker: int) -> None:
         """Forget a worker's line, if it has one."""
+        self._unheard.discard(worker)
         if line := self._lines.pop(worker, None):
             line.close()
 
@@ -203,6 +231,8 @@ def dial(address: str, worker: int, work: Callable[[Any], Any]) -> bool:
 
     An order that fails is answered by None: the driver then asks by a call, which tells the error.
     """
+    if not hasattr(os, "memfd_create"):  # Linux has it
+        return False
     try:
         line = Line.to(address, worker)
     except OSError as error:

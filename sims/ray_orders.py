@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,16 +97,17 @@ class PastOrders:
             self._next = None
 
     def clear(self) -> None:
-        """Forget them."""
+        """Forget them, and what is held for an open round."""
         self._orders.clear()
-        self._used = 0
+        self._next, self._used = None, 0
 
 
 def _pages() -> memoryview:
     """Memory that costs nothing before it is used, in large pages where the system has them."""
-    pages = mmap.mmap(-1, HELD_BYTES)
+    pages = mmap.mmap(-1, HELD_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel that has none
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(pages)
 
 

@@ -64,3 +64,19 @@ def test_a_weighted_sum_is_the_sum_of_the_dense_vectors(made):
     add_weighted(accumulator, made)
     expected = 0.5 + sum(weight * u.dense().astype(np.float64) for weight, u in made)
     np.testing.assert_allclose(accumulator, expected, rtol=0, atol=1e-11)
+
+
+@given(terms(), st.integers(1, 20))
+def test_the_bits_are_those_of_one_sum_in_the_order_of_the_terms(made, entries_at_once):
+    """As NumPy's bincount adds, however few entries are taken at once; dense ones come last."""
+    sparse = [(weight, update) for weight, update in made if update.indices is not None]
+    if not sparse:
+        return
+    values = np.concatenate([w * update.values.astype(np.float64) for w, update in sparse])
+    places = np.concatenate([update.indices for _, update in sparse])
+    accumulator = np.full(7, 1 / 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedef.updates._ENTRIES_AT_ONCE", entries_at_once)
+        add_weighted(accumulator, sparse)
+    expected = 1 / 3 + np.bincount(places, weights=values, minlength=7)
+    assert accumulator.tobytes() == expected.tobytes()

@@ -1,5 +1,7 @@
 """Orders of past rounds: the same again, wherever their models are held."""
 
+import mmap
+
 import pytest
 import ray
 
@@ -82,3 +84,18 @@ def test_the_order_of_an_open_round_is_not_among_the_past_ones():
     past.close_round()
     past.close_round()  # nothing is held
     assert [o.arguments(1) for o in past] == [o.arguments(1) for o in (first, second)]
+    past.hold(other)
+    past.clear()
+    past.close_round()
+    assert len(past) == 0
+
+
+def test_a_system_without_large_pages_holds_orders_too(monkeypatch):
+    class Pages(mmap.mmap):
+        def madvise(self, *_):
+            raise OSError("EINVAL")
+
+    monkeypatch.setattr(sims.ray_orders.mmap, "mmap", Pages)
+    past = PastOrders()
+    keep(past, *orders(2))
+    assert [o.arguments(1) for o in past] == [o.arguments(1) for o in orders(2)]

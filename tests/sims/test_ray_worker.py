@@ -1,5 +1,6 @@
 """The Ray engine's parts without Ray: who owns whom, options, a shard that comes back."""
 
+import gc
 from collections import Counter
 from dataclasses import fields
 from types import SimpleNamespace
@@ -58,6 +59,18 @@ def drive(server, workers, rounds, *, log=None):
             if log is not None and index == 1:
                 log.append(call)
         server.end_round()
+
+
+@pytest.fixture(autouse=True)
+def thawed():
+    """A worker freezes the objects of its process, which is this one here."""
+    yield
+    gc.unfreeze()
+
+
+def test_full_collections_leave_out_what_a_worker_was_built_with():
+    started()
+    assert gc.get_freeze_count() > 1000
 
 
 def started(states=None) -> Worker:

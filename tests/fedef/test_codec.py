@@ -471,13 +471,14 @@ def mutant_of(data, draws):
     return resealed(bytes(framed)) if draws.randrange(8) else bytes(framed) + data[-4:]
 
 
-def test_a_hundred_thousand_mutants_are_refused_or_canonical():
+@pytest.mark.parametrize("mutants", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_mutants_are_refused_or_canonical(mutants):
     draws = Random(1)
     originals = list(seeds_of_mutation())
     fates = Counter()
 
     def receive_all():
-        for number in range(100_000):
+        for number in range(mutants):
             d, data = originals[number % len(originals)]
             mutant = mutant_of(data, draws)
             try:
@@ -493,9 +494,10 @@ def test_a_hundred_thousand_mutants_are_refused_or_canonical():
     peak = allocated_by(receive_all)
     # No payload has 200 bytes and no vector more than 4000 entries.
     assert peak < 60_000
-    # The mutants reach every check, so none of them passes for want of a case.
-    assert set(fates) == {"accepted", *REASONS}
-    assert fates["accepted"] > 25_000
+    # The mutants reach every check, so none of them passes for want of a case; a zero is rare.
+    rare = {"holds no zeros"} if mutants < 100_000 else set()
+    assert set(fates) | rare == {"accepted", *REASONS}
+    assert fates["accepted"] > mutants / 4
 
 
 def test_many_payloads_are_decoded_exactly_where_each_of_them_would_be(monkeypatch):
@@ -504,7 +506,7 @@ def test_many_payloads_are_decoded_exactly_where_each_of_them_would_be(monkeypat
     draws = Random(2)
     originals = [data for seed in range(5) for data in seeds_of_mutation(seed)]
     fates = Counter()
-    for _ in range(4000):
+    for _ in range(2000):
         d = draws.choice((3, 12, 70, 4000))
         group = draws.choices([data for of, data in originals if of == d], k=8)
         if draws.randrange(2):
@@ -522,7 +524,7 @@ def test_many_payloads_are_decoded_exactly_where_each_of_them_would_be(monkeypat
             assert (one.round, one.value_format) == (other.round, other.value_format)
             assert one.update.values.dtype == other.update.values.dtype
             assert_same(one.update, other.update)
-    assert min(fates["refused"], fates["accepted"]) > 1000
+    assert min(fates["refused"], fates["accepted"]) > 500
 
 
 def test_many_empty_updates_and_none_at_all():

@@ -100,12 +100,12 @@ def test_exactly_the_encodings_are_accepted(d, k):
     assert accepted == set(combinations(range(d), k))
 
 
-@pytest.mark.parametrize(("d", "k"), [(9, 2), (10, 3), (41, 1), (81, 2), (82, 2), (100, 2)])
+@pytest.mark.parametrize(("d", "k"), [(10, 3), (41, 1), (100, 2)])
 def test_many_are_decoded_together_exactly_where_each_of_them_would_be(d, k):
-    """All strings of up to two bytes, each between two good ones, for both codes."""
+    """Strings of up to two bytes, every seventh of two, each between two good ones; both codes."""
     good = [encode_indices(as_indices(s), d) for s in (range(k), range(d - k, d))]
     for length in range(3):
-        for number in range(256**length):
+        for number in range(0, 256**length, 7 if length == 2 else 1):
             parts = [memoryview(p) for p in (good[0], number.to_bytes(length, "big"), good[1])]
             try:
                 alone = [decode_indices(part, k, d) for part in parts]

@@ -179,6 +179,7 @@ def floor(client_class: type[ClientSession], *, loss_rate: float) -> float:
     return at.gradient_norm**2
 
 
+@pytest.mark.slow
 def test_without_acknowledgement_the_floor_rises():
     """Spec section 5: 1 % of the replies lost after commit lift the floor from 1e-20 for ever."""
     assert floor(ClientSession, loss_rate=0.0) < 1e-18

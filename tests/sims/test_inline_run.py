@@ -286,6 +286,7 @@ def test_rounds_that_are_not_evaluated_are_null(tmp_path):
     assert all(line["train-loss"] is not None for line in lines(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_digits_reach_the_accuracy_with_a_sixtieth_of_the_bytes():
     """||EF21||, top-k 1 %, Dirichlet 0.1, 200 rounds, seeds 0 to 4: mean accuracy >= 0.95."""
     accuracies = []

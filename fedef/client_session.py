@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedef.codec import decode_dense, encode, encode_dense, quantized
-from fedef.compressors import Compressor, Identity, NonFiniteVector
+from fedef.compressors import NonFiniteVector
 from fedef.compressors.base import require_finite
 from fedef.errors import ConfigError, StateMismatch
 from fedef.messages import NON_FINITE, STALE_TASK, STATE_MISMATCH, UPDATE, Reply, Task
@@ -218,10 +218,9 @@ class ClientSession:
         if not isfinite(estimate.at_x.loss):
             raise NonFiniteVector("the loss is NaN or infinite")
         g = state.g if method.feedback else None
+        compressor = method.compressor_of(acked=task.acked, dense=task.dense)
         update = client_step(
-            estimate.vector,
-            g,
-            compress=partial(self._compressor(task).compress, seed=self._drawn(task.round)),
+            estimate.vector, g, compress=partial(compressor.compress, seed=self._drawn(task.round))
         )
         sketch, independent = self._summarized(x, buffers, task.round)
         update = quantized(update, method.value_format)
@@ -268,11 +267,6 @@ class ClientSession:
         gradient = self._gradient(x, rows, buffers).gradient
         require_finite("independent gradient", gradient)
         return self._method.summary.encode(gradient, round=round), self._size(rows)
-
-    def _compressor(self, task: Task) -> Compressor:
-        first = self._method.dense_start and task.acked == 0
-        dense = first or task.dense == 1
-        return Identity(self._problem.dimension) if dense else self._method.compressor
 
     def _drawn(self, round: int) -> int:
         """Seed of the positions that a random compressor draws; others do not pay for it."""

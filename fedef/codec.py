@@ -209,14 +209,12 @@ def _contents(frames: Sequence[_Frame], dimension: int, largest: float) -> list[
         return [_content(frames[0], dimension, largest)]
     kind, value_format, entries, *_ = frames[0]
     joined = b"".join([frame.values for frame in frames])
-    values = value_format.from_buffer(memoryview(joined))
+    values = value_format.from_buffer(memoryview(joined)).reshape(len(frames), entries)
     _check_values(values, kind, largest)
     indices = decode_many_indices([frame.tail for frame in frames], entries, dimension)
     return [
-        Decoded(Update(dimension, own, at), frame.round, value_format)
-        for frame, own, at in zip(
-            frames, values.reshape(len(frames), entries), indices, strict=True
-        )
+        Decoded(Update(dimension, row, at), frame.round, value_format)
+        for frame, row, at in zip(frames, values, indices, strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedef import theory
 from fedef.auto_step import AutoStep
-from fedef.compressors import Compressor, make_compressor
+from fedef.compressors import Compressor, Identity, make_compressor
 from fedef.config import Config
 from fedef.directions import Direction
 from fedef.errors import ConfigError
@@ -98,6 +98,12 @@ class Method:
     """How clients tell the norm of an independent gradient; None: they do not compute one."""
     weight_decay: float = 0.0
     """lambda of lambda x, which is added to every gradient."""
+
+    def compressor_of(self, *, acked: int, dense: int) -> Compressor:
+        """Whose update answers a task (see `Task.acked` and `Task.dense`), on both sides."""
+        if dense or (self.dense_start and acked == 0):
+            return Identity(self.compressor.dimension)
+        return self.compressor
 
 
 def make_method(config: Config, problem: Problem) -> Method:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedef.codec import Decoded, decode, decode_many
-from fedef.compressors import Compressor, Identity
+from fedef.compressors import Compressor
 from fedef.errors import CorruptPayload
 from fedef.messages import UPDATE, Reply, Task
 from fedef.methods import Method
@@ -91,11 +91,7 @@ class Reader:
             return None
 
     def _compressor(self, task: Task) -> Compressor:
-        """Whose update an honest client sends."""
-        compressor = self.method.compressor
-        if task.dense or (self.method.dense_start and task.acked == 0):
-            return Identity(compressor.dimension)
-        return compressor
+        return self.method.compressor_of(acked=task.acked, dense=task.dense)
 
     def _check_form(self, decoded: Decoded, compressor: Compressor, reply: Reply) -> None:
         """Refuse what the method does not make."""

@@ -6,7 +6,7 @@ machine does falls on both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ COMPARISONS = (
 
 GROUPS: Mapping[str, Callable[[int], Iterator[Row]]] = {
     "core": lambda turns: core(turns=turns),
-    "rounds": lambda turns: whole_rounds(turns=max(1, turns // 3)),
+    "ray": lambda turns: whole_rounds(COMPARISONS[:1], turns=max(1, turns // 3)),
+    "rounds": lambda turns: whole_rounds(COMPARISONS[1:], turns=max(1, turns // 3)),
     "tiny": lambda turns: tiny_clients(turns=turns),
     "clients": lambda turns: clients_not_asked(turns=turns),
     "server": lambda turns: server_rounds(turns=turns),
@@ -87,7 +88,7 @@ def engine_overhead(*, turns: int) -> Row:
     )
 
 
-def whole_rounds(*, turns: int) -> Iterator[Row]:
+def whole_rounds(comparisons: Sequence[tuple[str, str, float]], *, turns: int) -> Iterator[Row]:
     """Rounds of engines and of other simulators on the same task, each in a process of its own.
 
     Only the two that are compared run: an idle Flower or Ray takes a part of a core.
@@ -97,7 +98,7 @@ def whole_rounds(*, turns: int) -> Iterator[Row]:
     Flower's FedAvg has Ray as Flower starts it, the Flower engine as `fedef run` has it started
     (`ray_tuning`).
     """
-    for ours, beside, asked in COMPARISONS:
+    for ours, beside, asked in comparisons:
         if installed(beside):
             with contenders(ours, beside) as (one, other):
                 measured = compare_timed(one.seconds, other.seconds, turns=turns)

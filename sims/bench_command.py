@@ -14,7 +14,8 @@ _out = Console()
 def bench_command(
     turns: Annotated[int, typer.Option(min=1, help="Turns that the contenders take.")] = 60,
     only: Annotated[
-        str, typer.Option(help="One group: core, rounds, tiny, clients or server. Default: all.")
+        str,
+        typer.Option(help="A group: core, ray, rounds, tiny, clients or server. Default: all."),
     ] = "",
 ) -> None:
     """Measure ours against bare loops and other simulators, side by side, and print ratios."""

@@ -45,7 +45,7 @@ def test_the_memory_of_the_servers_round_grows_no_faster_than_its_participants()
 
 
 def test_an_unknown_group_is_an_error():
-    assert set(GROUPS) == {"core", "rounds", "tiny", "clients", "server"}
+    assert set(GROUPS) == {"core", "ray", "rounds", "tiny", "clients", "server"}
     with pytest.raises(ConfigError, match="only: must be one of core, .*, got 'fast'"):
         next(run_benchmarks(turns=1, only="fast"))
 

@@ -22,7 +22,10 @@ CASES = [
         ("norm-ef21", "horizon", horizon, sqrt_k),
     ]
 ]
-QUICK = [case for case in CASES if case.values[3] < 9000]
+LONG_ONES_SLOW = [
+    pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (case.values[3] > 9000))
+    for case in CASES
+]
 
 
 def first_hit(l1: float, method: str, schedule: str, rounds: int, seed: int) -> int | None:
@@ -49,10 +52,7 @@ def first_hit(l1: float, method: str, schedule: str, rounds: int, seed: int) -> 
     return None
 
 
-@pytest.mark.parametrize(
-    ("l1", "method", "schedule", "rounds", "expected"),
-    [case for case in CASES if case.values[3] < 9000],
-)
+@pytest.mark.parametrize(("l1", "method", "schedule", "rounds", "expected"), LONG_ONES_SLOW)
 def test_first_hit_is_in_the_measured_range(l1, method, schedule, rounds, expected):
     hit = first_hit(l1, method, schedule, rounds, seed=0)
     assert hit is not None
